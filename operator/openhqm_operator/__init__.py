@@ -1,0 +1,1 @@
+"""The control plane: reconciles annotated workloads. Imports openhqm, never the other way."""

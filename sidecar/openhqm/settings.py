@@ -1,0 +1,544 @@
+"""Every setting, declared once; read by all modules, printed by `openhqm settings`.
+
+Sources, strongest first: command line flags, environment (`OPENHQM_<AREA>__<NAME>`), the YAML file
+given by `--config` with `${VAR}` and `${VAR:-default}`, the defaults here. Unknown keys, wrong types
+and contradicting values stop the start with a SettingsError that names the key.
+A field marked `structural` needs a restart; the others are hot.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from openhqm.errors import SettingsError
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+KiB, MiB, GiB = 1024, 1024**2, 1024**3
+
+
+class Area(BaseModel):
+    """One area of the settings: immutable, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class AppSettings(Area):
+    """The container we front."""
+
+    url: str | None = Field(
+        None,
+        description="Base URL of the app, http://host:port. None: API mode, requests come by the submit API and "
+        "run in handlers.",
+        json_schema_extra={"structural": True},
+    )
+    health_path: str | None = Field(
+        None,
+        description="Path probed while the circuit breaker is open; None lets the next request be the probe.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _plain_http(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"http://(\[[0-9a-fA-F:]+\]|[^/:@?#\s]+)(:\d+)?/?", value):
+            raise ValueError("must be http://host:port without a path; the app's own paths are kept")
+        return value.rstrip("/") if value else value
+
+
+class QueueSettings(Area):
+    """What is queued, and how much."""
+
+    name: str = Field(
+        "default",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="Separates proxies that share a store server.",
+        json_schema_extra={"structural": True},
+    )
+    max_backlog: PositiveInt = Field(
+        1_000_000, description="Unfinished requests admitted; beyond it clients get 503 with Retry-After."
+    )
+    max_bytes: PositiveInt = Field(
+        8 * GiB,
+        description="Bytes of requests and answers held, with room reserved for the answers still to come.",
+    )
+    max_age_seconds: NonNegativeFloat = Field(
+        86_400.0,
+        description="Deadline of a request that names none, in seconds from acceptance; 0 for no deadline.",
+    )
+
+
+class HandleSettings(Area):
+    """Keys that sign handles."""
+
+    keys: tuple[SecretStr, ...] = Field(
+        (),
+        description="Secrets of at least 16 characters that sign the handles given to clients: the first signs, all verify. "
+        "Empty: one is made and kept beside an embedded store or inside a shared one.",
+        json_schema_extra={"structural": True},
+    )
+
+    @field_validator("keys")
+    @classmethod
+    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(key.get_secret_value()) < 16 for key in value):
+            raise ValueError("every key needs at least 16 characters")
+        return value
+
+
+class StoreSettings(Area):
+    """Where requests are kept."""
+
+    url: SecretStr = Field(
+        SecretStr("sqlite:///./openhqm-data/openhqm.db"),
+        description="memory:, sqlite:///path, redis://, rediss://, redis+sentinel://, redis+cluster://.",
+        json_schema_extra={"structural": True},
+    )
+    require_durability: Literal["none", "process", "power", "quorum"] = Field(
+        "process",
+        description="Refuse to start on a store whose commits survive less: none, process (kill -9), power (power cut), "
+        "quorum.",
+        json_schema_extra={"structural": True},
+    )
+    spill_bytes: PositiveInt = Field(
+        256 * KiB, description="Bodies larger than this are kept beside the record instead of in it."
+    )
+
+
+class BlobSettings(Area):
+    """Where large bodies are kept."""
+
+    url: SecretStr | None = Field(
+        None,
+        description="Where large bodies go: None beside the store, file:///folder, or s3://bucket/prefix.",
+        json_schema_extra={"structural": True},
+    )
+
+
+class BrokerSettings(Area):
+    """What carries the backlog besides the store."""
+
+    url: SecretStr | None = Field(
+        None,
+        description="A broker for foreign producers or consumers; None: the store carries the backlog.",
+        json_schema_extra={"structural": True},
+    )
+
+
+class HeaderMatch(Area):
+    """A condition on one request header."""
+
+    name: str = Field(description="Header name, any case.")
+    exact: str | None = Field(None, description="The value must equal this; None: being there is enough.")
+
+
+class RouteMatch(Area):
+    """Which requests a route is for; conditions given must all hold."""
+
+    methods: tuple[str, ...] = Field((), description="Methods, upper case; empty: all.")
+    path: str | None = Field(None, description="The path must equal this (without the query).")
+    prefix: str | None = Field(None, description="The path must start with this.")
+    regex: str | None = Field(None, description="The whole path must match this regular expression.")
+    headers: tuple[HeaderMatch, ...] = Field((), description="Header conditions.")
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as exc:
+                raise ValueError(f"not a regular expression: {exc}") from exc
+        return value
+
+    @model_validator(mode="after")
+    def _one_path_condition(self) -> RouteMatch:
+        if sum(v is not None for v in (self.path, self.prefix, self.regex)) > 1:
+            raise ValueError("path, prefix and regex exclude each other")
+        return self
+
+
+class RouteSettings(Area):
+    """One rule: requests that match take this action. The first match wins."""
+
+    match: RouteMatch = Field(default_factory=RouteMatch, description="Which requests.")
+    action: Literal["queue", "pass", "reject", "shadow"] = Field(
+        description="queue; pass straight through; reject with 403; shadow: pass, and count what queue would have taken."
+    )
+    wait_seconds: NonNegativeFloat = Field(
+        0.0, description="How long a queued request's connection is held for the answer before 202 is given."
+    )
+    timeout_seconds: PositiveFloat | None = Field(None, description="Overrides egress.app_timeout_seconds.")
+    max_attempts: PositiveInt | None = Field(None, description="Overrides retry.max_attempts.")
+    deadline_seconds: PositiveFloat | None = Field(None, description="Overrides queue.max_age_seconds.")
+    delivery: Literal["decide", "repeat"] = Field(
+        "decide",
+        description="decide: POST and PATCH whose outcome is unknown are set aside; repeat: they are run again.",
+    )
+    priority: Annotated[int, Field(ge=0, le=9)] | None = Field(
+        None, description="Priority where the client gives none."
+    )
+
+
+class IngressSettings(Area):
+    """What clients meet."""
+
+    host: str = Field(
+        "0.0.0.0", description="Address the intercept port binds.", json_schema_extra={"structural": True}
+    )
+    port: Port = Field(
+        8000, description="Intercept port; 0 picks a free one.", json_schema_extra={"structural": True}
+    )
+    max_body_bytes: PositiveInt = Field(64 * MiB, description="Largest request body; beyond it 413.")
+    max_wait_seconds: NonNegativeFloat = Field(60.0, description="Upper bound of Prefer: wait and ?wait=.")
+    body_timeout_seconds: PositiveFloat = Field(
+        60.0, description="A request body that makes no progress for this long ends its connection."
+    )
+    keepalive_seconds: PositiveFloat = Field(
+        75.0,
+        description="Idle client connections are closed after this.",
+        json_schema_extra={"structural": True},
+    )
+    submit_api: bool | None = Field(
+        None,
+        description="Serve /api/v1/submit, /status, /response and POST requests under the reserved prefix. None: only when "
+        "app.url is not set.",
+        json_schema_extra={"structural": True},
+    )
+    api_keys: tuple[SecretStr, ...] = Field(
+        (),
+        description="When set, submitting and reading by the submit API need one of these as Bearer token or X-API-Key.",
+    )
+    identity_header: str = Field(
+        "Authorization", description="Header that tells callers apart for Idempotency-Key; hashed."
+    )
+    reserved_prefix: str = Field(
+        "/.openhqm",
+        pattern=r"^/[A-Za-z0-9._~-]+$",
+        description="Path prefix of our own calls; never forwarded.",
+        json_schema_extra={"structural": True},
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        description="CIDRs whose X-Forwarded-* and Forwarded headers are kept and extended; others' are replaced.",
+    )
+    forwarded_headers: bool = Field(
+        True, description="Add X-Forwarded-For/-Proto/-Host and Via to replayed requests."
+    )
+
+
+class EgressSettings(Area):
+    """How requests are replayed."""
+
+    concurrency: PositiveInt = Field(8, description="Requests in flight to the app at once, per process.")
+    lease_seconds: PositiveFloat = Field(
+        30.0,
+        description="Seconds a lease lasts unless extended; renewed every third of it. Shorter finds dead processes sooner "
+        "and writes more.",
+    )
+    app_timeout_seconds: PositiveFloat = Field(300.0, description="Seconds one attempt may take in all.")
+    connect_timeout_seconds: PositiveFloat = Field(5.0, description="Seconds to connect to the app.")
+    reuse_idle_seconds: NonNegativeFloat = Field(
+        1.0,
+        description="A kept connection is used again only if idle for less than this; 0 opens a fresh one each time.",
+    )
+    rate_per_second: NonNegativeFloat = Field(
+        0.0, description="Most requests started per second, per process; 0: no limit."
+    )
+
+
+class BreakerSettings(Area):
+    """When to leave a failing app alone."""
+
+    failures: PositiveInt = Field(
+        5, description="Refused or lost connections in a row that open the breaker."
+    )
+    open_seconds: PositiveFloat = Field(
+        1.0, description="First pause before a probe; doubles up to max_open_seconds while probes fail."
+    )
+    max_open_seconds: PositiveFloat = Field(30.0, description="Longest pause between probes.")
+
+
+class RetrySettings(Area):
+    """When a request is sent again."""
+
+    max_attempts: PositiveInt = Field(5, description="Sends in all, the first included.")
+    max_claims: PositiveInt = Field(5, description="Leases that lapse before a request counts as poison.")
+    initial_backoff_seconds: PositiveFloat = Field(
+        1.0, description="Backoff before the second attempt; doubles, full jitter."
+    )
+    max_backoff_seconds: PositiveFloat = Field(300.0, description="Longest backoff, also for Retry-After.")
+    statuses: tuple[Annotated[int, Field(ge=200, le=599)], ...] = Field(
+        (429, 503),
+        description="Answers that are retried for every method. 502 and 504 are retried for idempotent methods besides.",
+    )
+    budget_percent: Annotated[int, Field(ge=1, le=100)] = Field(
+        10, description="Most retries as a share of first attempts once the app fails broadly."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RetrySettings:
+        if self.initial_backoff_seconds > self.max_backoff_seconds:
+            raise ValueError("retry.initial_backoff_seconds must not exceed retry.max_backoff_seconds")
+        return self
+
+
+class ResponseSettings(Area):
+    """What is kept of answers."""
+
+    ttl_seconds: PositiveFloat = Field(
+        86_400.0, description="How long an answer is kept, from the moment it is final."
+    )
+    max_bytes: PositiveInt = Field(
+        64 * MiB, description="Largest answer; a larger one fails the request with that reason."
+    )
+    reserve_bytes: NonNegativeInt = Field(
+        2 * KiB, description="Room kept in queue.max_bytes for each answer to come."
+    )
+
+
+class DeadLetterSettings(Area):
+    """Requests given up on."""
+
+    ttl_seconds: PositiveFloat = Field(
+        30 * 86_400.0, description="How long a dead letter is kept for a decision, from the moment it failed."
+    )
+
+
+class CallbackSettings(Area):
+    """Notices posted to clients."""
+
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Host names, *.suffixes or CIDRs a callback may go to; empty refuses callbacks. A CIDR also permits "
+        "private addresses inside it.",
+    )
+    signing_secrets: tuple[SecretStr, ...] = Field(
+        (),
+        description="whsec_... secrets (Standard Webhooks); each signs, so that they can be rotated. Needed for callbacks.",
+    )
+    allow_http: bool = Field(False, description="Allow http:// besides https://.")
+    timeout_seconds: PositiveFloat = Field(20.0, description="Seconds one delivery may take.")
+    max_attempts: PositiveInt = Field(10, description="Deliveries tried before the notice is a dead letter.")
+    initial_backoff_seconds: PositiveFloat = Field(
+        5.0, description="Backoff before the second delivery; doubles, full jitter."
+    )
+    max_backoff_seconds: PositiveFloat = Field(3600.0, description="Longest backoff between deliveries.")
+    concurrency: PositiveInt = Field(4, description="Deliveries in flight at once, per process.")
+
+
+class DrainSettings(Area):
+    """How the process ends."""
+
+    accept_seconds: NonNegativeFloat = Field(
+        2.0, description="Seconds new requests are still accepted after SIGTERM, while routes move."
+    )
+    timeout_seconds: PositiveFloat = Field(
+        25.0, description="Seconds in all from SIGTERM to exit; work still in flight then is left to R4."
+    )
+
+
+class HealthSettings(Area):
+    """Probes and figures."""
+
+    host: str = Field(
+        "0.0.0.0", description="Address the health port binds.", json_schema_extra={"structural": True}
+    )
+    port: Port = Field(
+        16020,
+        description="/livez /readyz /startupz /metrics /stats; 0 picks a free one.",
+        json_schema_extra={"structural": True},
+    )
+
+
+class AdminSettings(Area):
+    """The operator's own port."""
+
+    host: str = Field(
+        "127.0.0.1", description="Address the admin port binds.", json_schema_extra={"structural": True}
+    )
+    port: Port = Field(
+        16000,
+        description="Dead letters, pause, settings, dashboard; 0 picks a free one.",
+        json_schema_extra={"structural": True},
+    )
+
+
+class LogSettings(Area):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level written.")
+    format: Literal["json", "console", "auto"] = Field(
+        "auto", description="json; console for people; auto: console on a terminal."
+    )
+    access: Literal["none", "errors", "all"] = Field(
+        "errors", description="Which requests get a line of their own."
+    )
+
+
+class Settings(Area):
+    """All settings of one process."""
+
+    mode: Literal["combined", "ingress", "egress"] = Field(
+        "combined",
+        description="combined: everything beside the app; ingress: accept only; egress: replay only.",
+        json_schema_extra={"structural": True},
+    )
+    app: AppSettings = Field(default_factory=AppSettings)
+    queue: QueueSettings = Field(default_factory=QueueSettings)
+    handle: HandleSettings = Field(default_factory=HandleSettings)
+    store: StoreSettings = Field(default_factory=StoreSettings)
+    blobs: BlobSettings = Field(default_factory=BlobSettings)
+    broker: BrokerSettings = Field(default_factory=BrokerSettings)
+    routes: tuple[RouteSettings, ...] = Field(
+        (),
+        description="Ordered rules; the first match wins. After them: POST, PUT, PATCH, DELETE queue, all else passes.",
+    )
+    ingress: IngressSettings = Field(default_factory=IngressSettings)
+    egress: EgressSettings = Field(default_factory=EgressSettings)
+    breaker: BreakerSettings = Field(default_factory=BreakerSettings)
+    retry: RetrySettings = Field(default_factory=RetrySettings)
+    response: ResponseSettings = Field(default_factory=ResponseSettings)
+    dead_letters: DeadLetterSettings = Field(default_factory=DeadLetterSettings)
+    callback: CallbackSettings = Field(default_factory=CallbackSettings)
+    drain: DrainSettings = Field(default_factory=DrainSettings)
+    health: HealthSettings = Field(default_factory=HealthSettings)
+    admin: AdminSettings = Field(default_factory=AdminSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        ports = [p for p in (self.ingress.port, self.health.port, self.admin.port) if p]
+        if len(set(ports)) != len(ports):
+            raise ValueError("ingress.port, health.port and admin.port must differ")
+        if (
+            self.store.url.get_secret_value().startswith("memory:")
+            and self.store.require_durability != "none"
+        ):
+            raise ValueError(
+                "store.url memory: loses everything when the process ends; "
+                "say store.require_durability: none to accept that"
+            )
+        if self.drain.accept_seconds >= self.drain.timeout_seconds:
+            raise ValueError("drain.accept_seconds must be less than drain.timeout_seconds")
+        if self.mode == "egress" and self.submit_api_enabled and self.ingress.submit_api:
+            raise ValueError("ingress.submit_api needs an ingress, but mode is egress")
+        if (
+            self.store.spill_bytes > self.ingress.max_body_bytes
+            and "spill_bytes" in self.store.model_fields_set
+        ):
+            raise ValueError("store.spill_bytes must not exceed ingress.max_body_bytes")
+        return self
+
+    @property
+    def submit_api_enabled(self) -> bool:
+        """Whether the submit API is served: said so, or nothing else to serve."""
+        if self.ingress.submit_api is None:
+            return self.app.url is None
+        return self.ingress.submit_api
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def load(
+    *,
+    config: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read settings from all sources.
+
+    Args:
+        config: a YAML file.
+        flags: nested like the model; they win over everything else.
+        environ: the environment, os.environ if not given.
+
+    Raises:
+        SettingsError: one line naming the key and what is wrong with it.
+    """
+    environ = os.environ if environ is None else environ
+    merged = _merge(_from_file(config, environ) if config else {}, _from_environment(environ))
+    try:
+        return Settings.model_validate(_merge(merged, dict(flags or {})))
+    except ValidationError as exc:
+        raise SettingsError(_first_problem(exc)) from exc
+
+
+def _from_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    def expand(match: re.Match[str]) -> str:
+        value = environ.get(match[1], match[2])
+        if value is None:
+            raise SettingsError(f"{path}: environment variable {match[1]} is not set and has no default")
+        return value
+
+    try:
+        data = yaml.safe_load(_VARIABLE.sub(expand, path.read_text()))
+    except OSError as exc:
+        raise SettingsError(f"{path}: {exc.strerror}") from exc
+    except yaml.YAMLError as exc:
+        raise SettingsError(f"{path}: not YAML: {' '.join(str(exc).split())}") from exc
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path}: must be a mapping of areas")
+    return data
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """`OPENHQM_EGRESS__LEASE_SECONDS=10` -> {"egress": {"lease_seconds": "10"}}; lists are YAML."""
+    found: dict[str, Any] = {}
+    for name, value in environ.items():
+        if not name.startswith("OPENHQM_"):
+            continue
+        path = name.removeprefix("OPENHQM_").lower().split("__")
+        if len(path) > 2 or (len(path) == 1 and path[0] not in ("mode", "routes")):
+            continue  # not a settings name: OPENHQM_ALONE is left to other tools
+        area = found.setdefault(path[0], {}) if len(path) == 2 else found
+        area[path[-1]] = _parse(name, value)
+    return found
+
+
+def _parse(name: str, value: str) -> Any:
+    if not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as exc:
+        raise SettingsError(f"{name}: not a YAML list") from exc
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "unknown setting"
+    return f"{key}: {message}" if key else message

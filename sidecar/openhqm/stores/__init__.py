@@ -1,0 +1,1 @@
+"""Stores own the state of every record; `base.py` says what that means."""
