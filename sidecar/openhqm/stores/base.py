@@ -201,6 +201,8 @@ class Lease:
         attempt: which send this would be, first = 1.
         claims: leases of this record that lapsed so far.
         parent: on `Lane.CALLBACKS`, the record whose final state is to be reported.
+        leased_at: the store's clock when the lease was given, so that `deadline` can be measured
+            without trusting the clock of this host; 0.0 where a store does not say.
     """
 
     id: bytes
@@ -214,6 +216,7 @@ class Lease:
     key: bytes | None = None
     priority: int = 5
     parent: bytes | None = None
+    leased_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
