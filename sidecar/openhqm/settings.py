@@ -3,7 +3,7 @@
 Sources, strongest first: command line flags, environment (`OPENHQM_<AREA>__<NAME>`), the YAML file
 given by `--config` with `${VAR}` and `${VAR:-default}`, the defaults here. Unknown keys, wrong types
 and contradicting values stop the start with a SettingsError that names the key.
-A field marked `structural` needs a restart; the others are hot.
+A field marked `structural` needs a restart; the others are hot. `settings_docs.py` prints them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,8 +27,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from openhqm.errors import SettingsError
+from openhqm.settings_sources import Sources
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 KiB, MiB, GiB = 1024, 1024**2, 1024**3
@@ -46,7 +51,8 @@ class AppSettings(Area):
 
     url: str | None = Field(
         None,
-        description="Base URL of the app, http://host:port. None: API mode, requests come by the submit API and "
+        description="Base URL of the app, http://host:port. None: API mode, requests come by the submit "
+        "API and "
         "run in handlers.",
         json_schema_extra={"structural": True},
     )
@@ -90,7 +96,8 @@ class HandleSettings(Area):
 
     keys: tuple[SecretStr, ...] = Field(
         (),
-        description="Secrets of at least 16 characters that sign the handles given to clients: the first signs, all verify. "
+        description="Secrets of at least 16 characters that sign the handles given to clients: the "
+        "first signs, all verify. "
         "Empty: one is made and kept beside an embedded store or inside a shared one.",
         json_schema_extra={"structural": True},
     )
@@ -113,7 +120,8 @@ class StoreSettings(Area):
     )
     require_durability: Literal["none", "process", "power", "quorum"] = Field(
         "process",
-        description="Refuse to start on a store whose commits survive less: none, process (kill -9), power (power cut), "
+        description="Refuse to start on a store whose commits survive less: none, process (kill -9), "
+        "power (power cut), "
         "quorum.",
         json_schema_extra={"structural": True},
     )
@@ -180,7 +188,8 @@ class RouteSettings(Area):
 
     match: RouteMatch = Field(default_factory=RouteMatch, description="Which requests.")
     action: Literal["queue", "pass", "reject", "shadow"] = Field(
-        description="queue; pass straight through; reject with 403; shadow: pass, and count what queue would have taken."
+        description="queue; pass straight through; reject with 403; shadow: pass, and count what queue "
+        "would have taken."
     )
     wait_seconds: NonNegativeFloat = Field(
         0.0, description="How long a queued request's connection is held for the answer before 202 is given."
@@ -190,7 +199,8 @@ class RouteSettings(Area):
     deadline_seconds: PositiveFloat | None = Field(None, description="Overrides queue.max_age_seconds.")
     delivery: Literal["decide", "repeat"] = Field(
         "decide",
-        description="decide: POST and PATCH whose outcome is unknown are set aside; repeat: they are run again.",
+        description="decide: POST and PATCH whose outcome is unknown are set aside; repeat: they are "
+        "run again.",
     )
     priority: Annotated[int, Field(ge=0, le=9)] | None = Field(
         None, description="Priority where the client gives none."
@@ -218,13 +228,15 @@ class IngressSettings(Area):
     )
     submit_api: bool | None = Field(
         None,
-        description="Serve /api/v1/submit, /status, /response and POST requests under the reserved prefix. None: only when "
+        description="Serve /api/v1/submit, /status, /response and POST requests under the reserved "
+        "prefix. None: only when "
         "app.url is not set.",
         json_schema_extra={"structural": True},
     )
     api_keys: tuple[SecretStr, ...] = Field(
         (),
-        description="When set, submitting and reading by the submit API need one of these as Bearer token or X-API-Key.",
+        description="When set, submitting and reading by the submit API need one of these as Bearer "
+        "token or X-API-Key.",
     )
     identity_header: str = Field(
         "Authorization", description="Header that tells callers apart for Idempotency-Key; hashed."
@@ -237,7 +249,8 @@ class IngressSettings(Area):
     )
     trusted_proxies: tuple[str, ...] = Field(
         (),
-        description="CIDRs whose X-Forwarded-* and Forwarded headers are kept and extended; others' are replaced.",
+        description="CIDRs whose X-Forwarded-* and Forwarded headers are kept and extended; others' are "
+        "replaced.",
     )
     forwarded_headers: bool = Field(
         True, description="Add X-Forwarded-For/-Proto/-Host and Via to replayed requests."
@@ -250,14 +263,16 @@ class EgressSettings(Area):
     concurrency: PositiveInt = Field(8, description="Requests in flight to the app at once, per process.")
     lease_seconds: PositiveFloat = Field(
         30.0,
-        description="Seconds a lease lasts unless extended; renewed every third of it. Shorter finds dead processes sooner "
+        description="Seconds a lease lasts unless extended; renewed every third of it. Shorter finds "
+        "dead processes sooner "
         "and writes more.",
     )
     app_timeout_seconds: PositiveFloat = Field(300.0, description="Seconds one attempt may take in all.")
     connect_timeout_seconds: PositiveFloat = Field(5.0, description="Seconds to connect to the app.")
     reuse_idle_seconds: NonNegativeFloat = Field(
         1.0,
-        description="A kept connection is used again only if idle for less than this; 0 opens a fresh one each time.",
+        description="A kept connection is used again only if idle for less than this; 0 opens a fresh "
+        "one each time.",
     )
     rate_per_second: NonNegativeFloat = Field(
         0.0, description="Most requests started per second, per process; 0: no limit."
@@ -287,7 +302,8 @@ class RetrySettings(Area):
     max_backoff_seconds: PositiveFloat = Field(300.0, description="Longest backoff, also for Retry-After.")
     statuses: tuple[Annotated[int, Field(ge=200, le=599)], ...] = Field(
         (429, 503),
-        description="Answers that are retried for every method. 502 and 504 are retried for idempotent methods besides.",
+        description="Answers that are retried for every method. 502 and 504 are retried for idempotent "
+        "methods besides.",
     )
     budget_percent: Annotated[int, Field(ge=1, le=100)] = Field(
         10, description="Most retries as a share of first attempts once the app fails broadly."
@@ -327,12 +343,14 @@ class CallbackSettings(Area):
 
     allowed_hosts: tuple[str, ...] = Field(
         (),
-        description="Host names, *.suffixes or CIDRs a callback may go to; empty refuses callbacks. A CIDR also permits "
+        description="Host names, *.suffixes or CIDRs a callback may go to; empty refuses callbacks. A "
+        "CIDR also permits "
         "private addresses inside it.",
     )
     signing_secrets: tuple[SecretStr, ...] = Field(
         (),
-        description="whsec_... secrets (Standard Webhooks); each signs, so that they can be rotated. Needed for callbacks.",
+        description="whsec_... secrets (Standard Webhooks); each signs, so that they can be rotated. "
+        "Needed for callbacks.",
     )
     allow_http: bool = Field(False, description="Allow http:// besides https://.")
     timeout_seconds: PositiveFloat = Field(20.0, description="Seconds one delivery may take.")
@@ -393,8 +411,18 @@ class LogSettings(Area):
     )
 
 
-class Settings(Area):
-    """All settings of one process."""
+class Settings(BaseSettings):
+    """All settings of one process. Built from keyword arguments alone; `load` adds the sources."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        hide_input_in_errors=True,
+        env_prefix="OPENHQM_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+    )
 
     mode: Literal["combined", "ingress", "egress"] = Field(
         "combined",
@@ -409,7 +437,8 @@ class Settings(Area):
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     routes: tuple[RouteSettings, ...] = Field(
         (),
-        description="Ordered rules; the first match wins. After them: POST, PUT, PATCH, DELETE queue, all else passes.",
+        description="Ordered rules; the first match wins. After them: POST, PUT, PATCH, DELETE queue, "
+        "all else passes.",
     )
     ingress: IngressSettings = Field(default_factory=IngressSettings)
     egress: EgressSettings = Field(default_factory=EgressSettings)
@@ -438,7 +467,7 @@ class Settings(Area):
             )
         if self.drain.accept_seconds >= self.drain.timeout_seconds:
             raise ValueError("drain.accept_seconds must be less than drain.timeout_seconds")
-        if self.mode == "egress" and self.submit_api_enabled and self.ingress.submit_api:
+        if self.mode == "egress" and self.ingress.submit_api:
             raise ValueError("ingress.submit_api needs an ingress, but mode is egress")
         if (
             self.store.spill_bytes > self.ingress.max_body_bytes
@@ -454,8 +483,17 @@ class Settings(Area):
             return self.app.url is None
         return self.ingress.submit_api
 
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing is read behind a caller's back: `Settings()` is the defaults, everywhere."""
+        return (init_settings,)
 
 
 def load(
@@ -474,71 +512,8 @@ def load(
     Raises:
         SettingsError: one line naming the key and what is wrong with it.
     """
-    environ = os.environ if environ is None else environ
-    merged = _merge(_from_file(config, environ) if config else {}, _from_environment(environ))
+    sources = Sources(Settings, config, flags or {}, os.environ if environ is None else environ)
     try:
-        return Settings.model_validate(_merge(merged, dict(flags or {})))
+        return Settings(**sources.merged())
     except ValidationError as exc:
-        raise SettingsError(_first_problem(exc)) from exc
-
-
-def _from_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
-    def expand(match: re.Match[str]) -> str:
-        value = environ.get(match[1], match[2])
-        if value is None:
-            raise SettingsError(f"{path}: environment variable {match[1]} is not set and has no default")
-        return value
-
-    try:
-        data = yaml.safe_load(_VARIABLE.sub(expand, path.read_text()))
-    except OSError as exc:
-        raise SettingsError(f"{path}: {exc.strerror}") from exc
-    except yaml.YAMLError as exc:
-        raise SettingsError(f"{path}: not YAML: {' '.join(str(exc).split())}") from exc
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise SettingsError(f"{path}: must be a mapping of areas")
-    return data
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """`OPENHQM_EGRESS__LEASE_SECONDS=10` -> {"egress": {"lease_seconds": "10"}}; lists are YAML."""
-    found: dict[str, Any] = {}
-    for name, value in environ.items():
-        if not name.startswith("OPENHQM_"):
-            continue
-        path = name.removeprefix("OPENHQM_").lower().split("__")
-        if len(path) > 2 or (len(path) == 1 and path[0] not in ("mode", "routes")):
-            continue  # not a settings name: OPENHQM_ALONE is left to other tools
-        area = found.setdefault(path[0], {}) if len(path) == 2 else found
-        area[path[-1]] = _parse(name, value)
-    return found
-
-
-def _parse(name: str, value: str) -> Any:
-    if not value.lstrip().startswith(("[", "{")):
-        return value
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as exc:
-        raise SettingsError(f"{name}: not a YAML list") from exc
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        message = "unknown setting"
-    return f"{key}: {message}" if key else message
+        raise SettingsError(sources.describe(exc)) from exc

@@ -1,0 +1,199 @@
+"""Where settings come from: flags, the environment, a YAML file; and what is said when they do not fit.
+
+`settings.py` gives its model and calls this; nothing here knows a setting by name. The environment is
+read by pydantic-settings; the file is expanded after it is parsed, so that a value never becomes YAML.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource
+
+from openhqm.errors import SettingsError
+
+_PREFIX = "OPENHQM_"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All sources of one load, strongest first: *flags*, *environ*, *config*."""
+
+    model: type[BaseSettings]
+    config: Path | None
+    flags: Mapping[str, Any]
+    environ: Mapping[str, str]
+
+    def merged(self) -> dict[str, Any]:
+        """Return the values given, nested like the model, not yet checked against it.
+
+        Raises:
+            SettingsError: a source cannot be read, or a variable would have no effect.
+        """
+        _check_variables(self.model, self.environ)
+        below = _from_file(self.config, self.environ) if self.config else {}
+        return _merge(_merge(below, _Environment(self.model, self.environ)()), self.flags)
+
+    def describe(self, error: ValidationError) -> str:
+        """One line: the key, what is wrong, and the variable if the environment is to blame.
+
+        The value is left out: it may be a secret.
+        """
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        path = [str(part) for part in problems[0]["loc"]]
+        key = ".".join(path)
+        message = problems[0]["msg"].removeprefix("Value error, ")
+        if problems[0]["type"] == "extra_forbidden":
+            message = "unknown setting" + _suggestion(self.model, path)
+        line = message if not key or message.startswith(f"{key}.") else f"{key}: {message}"
+        variable = (_PREFIX + "__".join(path[:2])).upper()
+        if self.environ.get(variable) and not _has(self.flags, path):
+            line += f", from {variable}"
+        return line if len(problems) == 1 else f"{line} (and {len(problems) - 1} more)"
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _has(flags: Mapping[str, Any], path: list[str]) -> bool:
+    area = flags.get(path[0])
+    return area is not None and (len(path) == 1 or (isinstance(area, dict) and path[1] in area))
+
+
+def _area(model: type[BaseSettings], name: str) -> type[BaseModel] | None:
+    """The model of one area; None for a plain setting or an unknown name."""
+    field = model.model_fields.get(name)
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _suggestion(model: type[BaseSettings], path: list[str]) -> str:
+    """ ", did you mean ...?" when a setting of the same area is spelled much like it."""
+    area = model if len(path) == 1 else _area(model, path[0])
+    known = list(area.model_fields) if area and len(path) <= 2 else []
+    close = difflib.get_close_matches(path[-1], known, n=1)
+    return f", did you mean {'.'.join([*path[:-1], close[0]])}?" if close else ""
+
+
+# --- the environment --------------------------------------------------------------------------------
+
+
+class _Environment(EnvSettingsSource):
+    """`OPENHQM_EGRESS__LEASE_SECONDS=10` -> {"egress": {"lease_seconds": "10"}}.
+
+    Empty variables count as not set. Lists are JSON, YAML, or words between commas.
+    """
+
+    def __init__(self, model: type[BaseSettings], environ: Mapping[str, str]) -> None:
+        super().__init__(model)
+        self.env_vars = {name.lower(): value for name, value in environ.items() if value}
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        if not value.lstrip().startswith(("[", "{")):
+            return [word.strip() for word in value.split(",")]
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value  # the model refuses it with the full key, which is not known here
+
+
+def _check_variables(model: type[BaseSettings], environ: Mapping[str, str]) -> None:
+    """Refuse a variable that is meant for us and would have no effect.
+
+    Names without a double underscore belong to others (`OPENHQM_PORT` is Kubernetes telling of a
+    Service called openhqm), unless the double underscore is all that is missing.
+    """
+    lookalikes = {name.replace("__", "_"): name for name in _variables(model)}
+    for name, value in environ.items():
+        area, separator, rest = name.upper().removeprefix(_PREFIX).partition("__")
+        if not name.upper().startswith(_PREFIX):
+            continue
+        if separator and _area(model, area.lower()) is None:
+            key = f"{area}.{rest}".lower().replace("__", ".")
+            raise SettingsError(f"{key}: unknown setting, from {name}")
+        meant = lookalikes.get(name.upper())
+        if meant and not value.startswith(("tcp://", "udp://", "sctp://")):
+            raise SettingsError(f"{name}: two underscores follow the area: {meant}")
+
+
+def _variables(model: type[BaseSettings]) -> list[str]:
+    """The variable of every setting inside an area."""
+    return [
+        f"{_PREFIX}{name}__{setting}".upper()
+        for name in model.model_fields
+        if (area := _area(model, name))
+        for setting in area.model_fields
+    ]
+
+
+# --- the file ---------------------------------------------------------------------------------------
+
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice instead of forgetting the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is given twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _from_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except OSError as exc:
+        raise SettingsError(f"{path}: {exc.strerror}") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path}: not YAML: {' '.join(str(exc).split())}") from exc
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path}: must be a mapping of areas")
+    expanded: dict[str, Any] = _expand(data, path, environ)
+    return expanded
+
+
+def _expand(node: Any, path: Path, environ: Mapping[str, str]) -> Any:
+    """Replace `${VAR}` in string values, after parsing: a value can never become YAML.
+
+    `$${` stands for a plain `${`. What expands to nothing counts as not given.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return "${"
+        value = environ.get(match[1]) or match[2]
+        if value is None:
+            raise SettingsError(f"{path}: the environment variable {match[1]} is not set and has no default")
+        return value
+
+    if isinstance(node, str):
+        return _VARIABLE.sub(value_of, node)
+    if isinstance(node, list):
+        items = [(item, _expand(item, path, environ)) for item in node]
+        return [new for old, new in items if new != "" or old == ""]
+    if isinstance(node, dict):
+        entries = [(key, old, _expand(old, path, environ)) for key, old in node.items()]
+        return {key: new for key, old, new in entries if new != "" or old == ""}
+    return node
