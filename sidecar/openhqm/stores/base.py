@@ -8,12 +8,18 @@ One record's life; every arrow is one atomic transition, checked against the epo
 
     accept ──> queued ──lease──> running ──settle──> done | failed | retrying ──lease──> running ...
                  │                  │ └──release───> queued           (never sent: no attempt burned)
-                 │                  └──lapsed──────> queued | failed  (judged by `on_lost`, `max_claims`)
+                 │                  └──lapsed──────> retrying | failed  (judged by `on_lost`, `max_claims`)
                  └──cancel──> cancelled      queued, retrying ──deadline──> expired
 
 `done`, `failed`, `cancelled` and `expired` are final: state and answer never change again.
-Every `failed` record is a dead letter and keeps its request. Time is the store's own clock, in
-seconds since the epoch.
+Every `failed` record is a dead letter and keeps its request; other final records drop theirs.
+Time is the store's own clock, in seconds since the epoch.
+
+A lease that ran out stays with its holder, who may still extend or settle it, until `sweep` judges
+it. A lapsed lease counts as a claim and as an attempt, for it may have been sent: a record with
+`OnLost.UNKNOWN` fails as "outcome-unknown"; one with `OnLost.REPEAT` is cancelled if that was
+asked for, fails as "poison" at its `max_claims`th claim, and is otherwise retrying, due at once.
+So a waiting record is `retrying` exactly when it has attempts. Pure rules are in `rules.py`.
 """
 
 from __future__ import annotations
@@ -138,12 +144,14 @@ class NewRecord:
         delay_seconds, not_before: earliest start; the later one counts. `not_before` is absolute.
         max_age_seconds, deadline: latest start of an attempt; the earlier one counts. 0 and None
             mean none. `deadline` is absolute.
-        key: records with equal keys run in order of acceptance, one at a time.
-        idempotency: at most one record per scope.
+        key: records with equal keys run in order of acceptance, one at a time; one that waits for
+            its time holds up those behind it, one that is final does not.
+        idempotency: at most one record per scope, until that record is deleted, or is cancelled or
+            expired without an attempt.
         on_lost: see `OnLost`.
         max_claims: lapsed leases after which a record is poison.
         callback: opaque bytes; when given, the final transition also puts a record with this
-            envelope and `parent` = this id on `Lane.CALLBACKS`.
+            envelope and `parent` = this id on `Lane.CALLBACKS` (`OnLost.REPEAT`, no deadline).
         replay_of: the dead letter this record repeats.
     """
 
@@ -370,11 +378,14 @@ class Counts:
 
     Args:
         replayed: how many of `accepted` are replays.
-        dead_letters: failed records held now (failed less replayed-and-purged, purged, expired).
+        dead_letters: failed records held now, less those replayed.
         delayed: queued or retrying records whose time has not come or whose key is taken.
-        bytes: what admission counts, all lanes.
-        oldest_ready_at: acceptance or due time of the longest waiting leasable record.
-        stale_settlements: settlements and extensions refused by epoch or finality.
+        bytes: what admission counts, all lanes: envelopes, bodies and answers held, blobs included,
+            and the reserve of every unfinished record.
+        oldest_ready_at: acceptance or due time of the leasable record that is first in line, the
+            least over the priorities; None when there is none.
+        stale_settlements: settlements and extensions refused by epoch or finality; those of ids not
+            held count on `Lane.REQUESTS`.
     """
 
     accepted: int = 0
@@ -452,11 +463,18 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None:
-        """Finish what was asked, then disconnect. Leases held are left to lapse."""
+        """Finish what was asked, then disconnect. Leases held are left to lapse.
+
+        A `lease` that waits returns nothing. Later calls raise StoreUnavailable.
+        """
         ...
 
     async def accept(self, records: Sequence[NewRecord]) -> Sequence[Accepted | Existing | Refused]:
-        """Commit new records; returns when they are durable."""
+        """Commit new records; returns when they are durable.
+
+        The id is looked at first (held already, in any state: Accepted), then idempotency, then
+        admission. The caller deletes the blob of a record that is not Accepted.
+        """
         ...
 
     async def lease(
@@ -481,6 +499,7 @@ class Store(Protocol):
         """Apply results. False: refused and counted, the epoch is not current or the record final.
 
         A record whose cancellation was requested becomes `cancelled` instead of retrying or queued.
+        The blob of a refused answer is deleted, unless it is the record's answer.
         """
         ...
 
@@ -495,7 +514,9 @@ class Store(Protocol):
     def watch(self, listener: Callable[[Sequence[Change]], None]) -> Callable[[], None]:
         """Report changes of state, by any process, as they happen. Returns the way to stop.
 
-        Notices may come twice or be lost: subscribe, read, then wait, and re-read slowly.
+        Every state after acceptance is told, once committed; the listener runs on the event loop
+        and must not raise or block. Notices may come twice or be lost: subscribe, read, then wait,
+        and re-read slowly.
         """
         ...
 
@@ -514,8 +535,11 @@ class Store(Protocol):
     async def replay(self, replays: Sequence[Replay]) -> Sequence[bool]:
         """Accept dead letters anew; their old records and answers stay. False: not a dead letter.
 
-        Admission limits do not apply: the request is already held. A dead letter that was replayed
-        is left out of `Counts.dead_letters` and refuses a second replay.
+        The new record has the request, lane, parent, priority, key, callback and rules of the old
+        one, not its idempotency, and stands last in line. Admission limits do not apply: the
+        request is already held. A dead letter that was replayed is left out of
+        `Counts.dead_letters`, and a second replay is refused; the same replay again is a no-op
+        (True). A blob goes over to the new record and is deleted with that one.
         """
         ...
 
@@ -531,6 +555,7 @@ class Store(Protocol):
         """Judge lapsed leases, expire passed deadlines, delete what has outlived its time.
 
         Returns the changes of state it made; call again at once if there were *limit* of them.
+        Deletes ten times *limit* records at most.
         """
         ...
 
