@@ -5,10 +5,15 @@ OpenHQMError
 ├── RequestRejected             the client's doing; nothing was stored
 │   ├── BadRequest              400
 │   ├── Unauthorized            401
+│   ├── Forbidden               403
 │   ├── UnknownHandle           404, the same for wrong and missing handles
+│   ├── UnknownPath             404
 │   ├── MethodNotAllowed        405
+│   ├── BodyTimeout             408
+│   ├── AlreadyFinal            409
 │   ├── ResponseExpired         410
 │   ├── BodyTooLarge            413
+│   ├── ExpectationFailed       417
 │   ├── IdempotencyMismatch     422
 │   └── NotSupported            501
 ├── Unavailable                 our doing and temporary: 503 with Retry-After
@@ -52,8 +57,16 @@ class Unauthorized(RequestRejected):
     """No valid API key for a call that needs one."""
 
 
+class Forbidden(RequestRejected):
+    """A route of ours rejects the request."""
+
+
 class UnknownHandle(RequestRejected):
     """The handle is missing, malformed or not ours; callers cannot tell which."""
+
+
+class UnknownPath(RequestRejected):
+    """Nothing of ours is at this path, and no app is there to ask."""
 
 
 class MethodNotAllowed(RequestRejected):
@@ -68,12 +81,24 @@ class MethodNotAllowed(RequestRejected):
         self.allowed = allowed
 
 
+class BodyTimeout(RequestRejected):
+    """The body made no progress for `ingress.body_timeout_seconds`."""
+
+
+class AlreadyFinal(RequestRejected):
+    """The request is finished and cannot be cancelled any more."""
+
+
 class ResponseExpired(RequestRejected):
     """The handle is valid and its record or answer has been deleted."""
 
 
 class BodyTooLarge(RequestRejected):
     """The body exceeds `ingress.max_body_bytes`."""
+
+
+class ExpectationFailed(RequestRejected):
+    """An `Expect` other than 100-continue."""
 
 
 class IdempotencyMismatch(RequestRejected):

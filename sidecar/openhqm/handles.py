@@ -1,0 +1,104 @@
+"""Correlation ids and the handles that give access to their records.
+
+    handle = <uuid>.<key id>.<mac>
+
+The id is logged and shown everywhere; only who holds the mac may read. `key id` names the signing
+key without revealing it, so that keys can be rotated: the first one signs, all of them verify.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+from openhqm.errors import UnknownHandle
+
+_MAC_BYTES = 16
+_POOL_IDS = 512
+
+
+class IdMint:
+    """Mints UUIDv7 ids, 16 bytes each, strictly increasing within the process.
+
+    48 bits of milliseconds and a 12-bit counter that borrows from the clock when it is used up, then
+    62 random bits, which keep ids of different processes apart.
+    Source: RFC 9562 sections 5.7 and 6.2 (method 1).
+    """
+
+    def __init__(self, clock_ns: Callable[[], int] = time.time_ns) -> None:
+        self._clock_ns = clock_ns
+        self._last = 0
+        self._pool = b""
+        self._used = 0
+
+    def __call__(self) -> bytes:
+        """Return a new id."""
+        ticks = (self._clock_ns() // 1_000_000) << 12
+        self._last = max(ticks, self._last + 1)
+        head = (self._last >> 12) << 16 | 0x7000 | self._last & 0xFFF
+        return head.to_bytes(8, "big") + self._random_tail()
+
+    def _random_tail(self) -> bytes:
+        if self._used == len(self._pool):
+            # One system call for many ids: urandom costs more than the rest of an id.
+            self._pool, self._used = os.urandom(8 * _POOL_IDS), 0
+        start = self._used
+        self._used = start + 8
+        return bytes((self._pool[start] & 0x3F | 0x80,)) + self._pool[start + 1 : start + 8]
+
+
+class Handles:
+    """Signs ids and verifies handles.
+
+    Args:
+        keys: secrets; the first signs, all verify.
+    """
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        if not keys:
+            raise ValueError("handles need at least one key")
+        self._keys = {_key_id(key): key for key in keys}
+        self._signing = _key_id(keys[0])
+
+    def handle(self, id: bytes) -> str:
+        """Return the handle of a record."""
+        return self._signed(id, self._signing)
+
+    def verify(self, handle: str) -> bytes:
+        """Return the id a handle gives access to.
+
+        Raises:
+            UnknownHandle: malformed, made up, or signed by a key we do not have; never says which.
+        """
+        id_text, _, rest = handle.partition(".")
+        key_id = rest.partition(".")[0]
+        try:
+            id = uuid.UUID(id_text).bytes
+        except ValueError:
+            raise UnknownHandle("no such request") from None
+        known = key_id in self._keys
+        expected = self._signed(id, key_id if known else self._signing)
+        # The whole text is compared, so that every record has exactly one spelling of its handle.
+        same = hmac.compare_digest(expected.encode(), handle.encode("utf-8", "replace"))
+        if not (same and known):
+            raise UnknownHandle("no such request")
+        return id
+
+    def _signed(self, id: bytes, key_id: str) -> str:
+        mac = hmac.digest(self._keys[key_id], b"openhqm handle v1\0" + id, "sha256")[:_MAC_BYTES]
+        return f"{id_text(id)}.{key_id}.{base64.urlsafe_b64encode(mac)[:-2].decode()}"
+
+
+def id_text(id: bytes) -> str:
+    """Return an id as people see it: the canonical UUID text."""
+    digits = id.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _key_id(key: bytes) -> str:
+    return hashlib.sha256(b"openhqm handle key id v1\0" + key).hexdigest()[:8]
