@@ -1,0 +1,195 @@
+"""What is going on, as figures: the JSON behind /stats, /readyz, `openhqm top` and the dashboard.
+
+Counts come from the Store and hold for the whole queue, whoever shares it; what `egress` says holds
+for this process. `Stats.run` samples the counts once a second, so that rates are known when asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from openhqm import __version__
+from openhqm.errors import StoreUnavailable
+from openhqm.lifecycle import Event, Happening
+from openhqm.stores.base import Counts, Lane, Store
+
+SAMPLE_SECONDS = 1.0
+WINDOW_SECONDS = 10.0
+"""Rates are means over this long: shorter jumps about, longer hides a burst from the autoscaler."""
+
+_SMOOTHING = 0.1
+"""Weight of the newest attempt in the mean duration: about the last twenty count."""
+
+
+class Phase(enum.StrEnum):
+    """Where the process is in its life."""
+
+    STARTING = "starting"
+    """Not listening yet."""
+    SERVING = "serving"
+    """Accepting requests."""
+    DRAINING = "draining"
+    """SIGTERM came: finishing, about to exit."""
+
+
+class EgressFigures(Protocol):
+    """What egress tells of itself; `in_flight` of at most `concurrency` slots hold a lease."""
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def concurrency(self) -> int: ...
+
+    @property
+    def breaker_state(self) -> str:
+        """closed, open or half-open."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sample:
+    at: float
+    counts: Counts
+
+    @property
+    def ended(self) -> int:
+        return self.counts.done + self.counts.failed + self.counts.cancelled + self.counts.expired
+
+
+class Stats:
+    """Figures of one process and its queue. `on_event` is a lifecycle listener.
+
+    Args:
+        egress: None where this process replays nothing (mode ingress).
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        egress: EgressFigures | None,
+        queue: str = "default",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.phase = Phase.STARTING
+        self.ports: dict[str, int] = {}
+        """Where the servers really listen: "ingress", "health", "admin" -> port."""
+        self._store = store
+        self._egress = egress
+        self._queue = queue
+        self._clock = clock
+        self._started_at = clock()
+        self._samples: deque[_Sample] = deque(maxlen=round(WINDOW_SECONDS / SAMPLE_SECONDS) + 1)
+        self._reachable = True
+        self._mean_app_seconds: float | None = None
+        self._happened = dict.fromkeys(Happening, 0)
+
+    def on_event(self, event: Event) -> None:
+        """Count *event*; learn how long the app takes."""
+        self._happened[event.what] += 1
+        if event.what in (Happening.ANSWERED, Happening.RETRIED) and event.duration_seconds > 0:
+            mean = self._mean_app_seconds
+            step = 0.0 if mean is None else (event.duration_seconds - mean) * _SMOOTHING
+            self._mean_app_seconds = event.duration_seconds if mean is None else mean + step
+
+    async def run(self) -> None:
+        """Sample the counts for ever; a store that is away is noted and asked again."""
+        while True:
+            await self.sample()
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def sample(self) -> None:
+        """Take one sample of the request counts."""
+        try:
+            counts = await self._store.counts()
+        except StoreUnavailable:
+            self._reachable = False
+        else:
+            self._reachable = True
+            self._samples.append(_Sample(self._clock(), counts))
+
+    def readiness(self) -> dict[str, Any]:
+        """Return the body of /readyz, from what is known: it never waits for the store."""
+        return {
+            "ready": self.phase is Phase.SERVING,
+            "phase": self.phase,
+            "store": self._about_store(),
+            "breaker": self._egress.breaker_state if self._egress else None,
+        }
+
+    async def read(self) -> dict[str, Any]:
+        """Return the body of /stats. Top-level figures are for the autoscaler, the rest for people.
+
+        Raises:
+            StoreUnavailable: the counts cannot be read.
+        """
+        counts = await self._store.counts()
+        callbacks = await self._store.counts(Lane.CALLBACKS)
+        arrival, drain = self._rates(_Sample(self._clock(), counts))
+        egress = self._egress
+        return {
+            "queue": self._queue,
+            "backlog": counts.backlog,
+            "due": max(counts.queued + counts.retrying - counts.delayed, 0),
+            "delayed": counts.delayed,
+            "in_flight": egress.in_flight if egress else 0,
+            "concurrency": egress.concurrency if egress else 0,
+            "oldest_age_seconds": _age_seconds(counts),
+            "arrival_per_second": arrival,
+            "drain_per_second": drain,
+            "mean_app_seconds": _rounded(self._mean_app_seconds),
+            "paused": counts.paused,
+            "breaker": egress.breaker_state if egress else None,
+            "phase": self.phase,
+            "ports": self.ports,
+            "version": __version__,
+            "uptime_seconds": round(self._clock() - self._started_at, 1),
+            "store": self._about_store(),
+            "requests": _described(counts),
+            "callbacks": _described(callbacks),
+            "events": dict(self._happened),
+        }
+
+    def _about_store(self) -> dict[str, Any]:
+        abilities = self._store.abilities
+        return {
+            "reachable": self._reachable,
+            "durability": abilities.durability.name.lower(),
+            "shared": abilities.shared,
+        }
+
+    def _rates(self, now: _Sample) -> tuple[float | None, float | None]:
+        """Arrivals and ends per second over the window; None until it holds something."""
+        first = self._samples[0] if self._samples else now
+        seconds = now.at - first.at
+        if seconds <= 0:
+            return None, None
+        arrived = max(now.counts.accepted - first.counts.accepted, 0)
+        return round(arrived / seconds, 2), round(max(now.ended - first.ended, 0) / seconds, 2)
+
+
+def _described(counts: Counts) -> dict[str, Any]:
+    fields = dataclasses.asdict(counts)
+    del fields["oldest_ready_at"]
+    return {**fields, "backlog": counts.backlog, "conserved": counts.conserved}
+
+
+def _age_seconds(counts: Counts) -> float:
+    """How long the first leasable record has been waiting; 0.0 when there is none.
+
+    The store's clock is compared with ours: a figure for people and scaling, never a decision.
+    """
+    if counts.oldest_ready_at is None:
+        return 0.0
+    return round(max(time.time() - counts.oldest_ready_at, 0.0), 3)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)
