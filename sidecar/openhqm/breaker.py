@@ -36,11 +36,11 @@ class CallResult(enum.Enum):
     SUCCESS = "success"
     """It answered like an app that works; 4xx and 500 included."""
     UNAVAILABLE = "unavailable"
-    """It answered 502, 503 or 504: counts in the share, not in the row."""
+    """It answered 502, 503 or 504, or too late: counts in the share, not in the row."""
     FAILURE = "failure"
     """The connection was refused or lost."""
     NEUTRAL = "neutral"
-    """Nothing learned: cancelled, or timed out by our own clock."""
+    """Nothing learned, as when the call was cancelled."""
 
 
 class Breaker:

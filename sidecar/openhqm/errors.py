@@ -25,7 +25,8 @@ OpenHQMError
 │   ├── AppTimeout              sent, no answer in time
 │   ├── AppConnectionLost       sent, the connection ended before the answer was whole
 │   ├── AppAnswerInvalid        sent, the bytes that came back are not HTTP
-│   └── AnswerTooLarge          sent, the answer is larger than `response.max_bytes`
+│   ├── AnswerTooLarge          sent, the answer is larger than `response.max_bytes`
+│   └── HandlerFailed           ran, a Python handler raised
 ├── EnvelopeCorrupt             a stored record cannot be read: poison, dead-lettered at once
 └── LeaseLost                   another consumer holds the record now; our result is dropped
 """
@@ -158,6 +159,12 @@ class AppAnswerInvalid(AppError):
 
 class AnswerTooLarge(AppError):
     """The app's answer exceeds `response.max_bytes`."""
+
+    retryable = False
+
+
+class HandlerFailed(AppError):
+    """A Python handler raised; the message is the text of its exception."""
 
     retryable = False
 

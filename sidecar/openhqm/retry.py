@@ -29,6 +29,7 @@ from openhqm.errors import (
     AppError,
     AppTimeout,
     EnvelopeCorrupt,
+    HandlerFailed,
 )
 from openhqm.settings import RetrySettings
 
@@ -188,6 +189,8 @@ def _give_up_at_once(outcome: Exception, *, may_repeat: bool) -> Reason | None:
         return Reason.CORRUPT
     if isinstance(outcome, AnswerTooLarge):
         return Reason.ANSWER_TOO_LARGE
+    if isinstance(outcome, HandlerFailed):
+        return Reason.HANDLER_ERROR
     if may_repeat:
         return None
     return Reason.INVALID_ANSWER if isinstance(outcome, AppAnswerInvalid) else Reason.OUTCOME_UNKNOWN

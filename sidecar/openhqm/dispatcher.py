@@ -1,0 +1,385 @@
+"""Takes leases for free slots, keeps them alive, commits what became of them. Policy-free.
+
+Egress and callbacks each own one and are its `Worker`: they say how many leases may be taken, run one
+attempt, and learn what was committed. Four kinds of long-lived coroutines, none per request:
+
+    dispatch ──lease for all free slots in one call──> slot 1..n ──settlement──> settle, in batches
+                                                         ^
+    renew: extends every held lease in one batch, stops calls that are cancelled or lost
+
+A slot is free again as soon as its attempt ended; the settlement commits behind it, so the store's
+commit time is not taken from the app's. Promises: R2 (nothing is settled without its epoch), R3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from openhqm.errors import StoreUnavailable
+from openhqm.stores.base import Extension, Lane, Lease, Release, Settlement, Store
+
+LEASE_WAIT_SECONDS = 1.0
+"""Longest wait inside one lease call, and so the longest a drain waits for the dispatcher. A lease
+call is never cancelled: leases whose reply is dropped would lapse, and count as sent."""
+
+SETTLE_BATCH = 512
+STORE_BACKOFF_SECONDS = 0.05
+STORE_MAX_BACKOFF_SECONDS = 1.0
+DRAIN_SETTLE_SECONDS = 3.0
+"""Time to commit the results of attempts that the end of a drain interrupted."""
+
+log = structlog.get_logger("openhqm.dispatcher")
+Result = TypeVar("Result")
+
+
+class Stop(enum.Enum):
+    """Why an attempt was interrupted."""
+
+    LOST = "lost"
+    """The lease is not ours any more, or could not be renewed in time: the result is dropped."""
+    CANCEL = "cancel"
+    """The client asked."""
+    DRAIN = "drain"
+    """The process is about to exit."""
+
+
+class Held:
+    """One lease of ours, from the lease call until its settlement is committed.
+
+    Args:
+        lease: as the store gave it.
+        asked_at, now: loop time before and after the lease call; the lease is counted from the former,
+            so that it never seems longer than it is.
+    """
+
+    __slots__ = ("lease", "leased_at", "notes", "renewed_at", "sent", "slot", "stop")
+
+    def __init__(self, lease: Lease, asked_at: float, now: float) -> None:
+        self.lease = lease
+        self.leased_at = now
+        self.renewed_at = asked_at
+        self.slot: asyncio.Task[None] | None = None
+        """The task whose attempt is under way; None before and after."""
+        self.stop: Stop | None = None
+        self.sent = False
+        """Whether the app may have seen this attempt; set by the worker."""
+        self.notes: Any = None
+        """The worker's own."""
+
+    def remaining_seconds(self, now: float) -> float | None:
+        """Until the deadline, on the store's clock; None without one."""
+        lease = self.lease
+        if lease.deadline is None:
+            return None
+        return lease.deadline - lease.leased_at - (now - self.leased_at)
+
+
+class Worker(Protocol):
+    """What the dispatcher needs to know about the work. Only `attempt` may await."""
+
+    def permits(self, wanted: int, now: float) -> tuple[int, float | None]:
+        """How many of *wanted* leases may be taken now; if none, seconds until that may change (None: when
+        an attempt ends)."""
+        ...
+
+    def unused(self, permits: int) -> None:
+        """That many permits brought no lease."""
+        ...
+
+    def taken(self, held: Held) -> None:
+        """The lease is committed; its attempt follows."""
+        ...
+
+    async def attempt(self, held: Held) -> Settlement:
+        """Do the work once. Cancelled when the attempt must stop; then `interrupted` is asked."""
+        ...
+
+    def interrupted(self, held: Held, why: Stop) -> Settlement | None:
+        """What to settle after a stop; None drops the result."""
+        ...
+
+    def committed(self, held: Held, settlement: Settlement, accepted: bool) -> None:
+        """The store committed the settlement, or refused it because the lease is not ours."""
+        ...
+
+
+class Dispatcher:
+    """Runs one lane's leases.
+
+    Args:
+        store: open.
+        worker: see `Worker`.
+        lane: which records.
+        slots: attempts under way at once.
+        lease_seconds: renewed every third of it.
+    """
+
+    def __init__(self, store: Store, worker: Worker, *, lane: Lane, slots: int, lease_seconds: float) -> None:
+        self.slots = slots
+        self._store = store
+        self._worker = worker
+        self._lane = lane
+        self._lease_seconds = lease_seconds
+        self._most_held = slots + max(64, slots)  # results waiting for a slow store are bounded as well
+        self._held: set[Held] = set()
+        self._idle: list[asyncio.Future[Held]] = []
+        self._unsettled: list[tuple[Held, Settlement]] = []
+        self._leasing = True
+        self._asking = False
+        self._wake = asyncio.Event()
+        self._results = asyncio.Event()
+        self._renew_now = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._drained = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts under way."""
+        return self.slots - len(self._idle) if self._held else 0
+
+    @property
+    def leasing(self) -> bool:
+        """Whether new leases are taken."""
+        return self._leasing
+
+    async def run(self) -> None:
+        """Work until drained. Cancelling it leaves the leases held to lapse."""
+        async with asyncio.TaskGroup() as group:
+            loops = [self._dispatch(), self._renew(), self._settle_results()]
+            loops += [self._work() for _ in range(self.slots)]
+            tasks = [group.create_task(loop) for loop in loops]
+            await self._drained.wait()
+            for task in tasks:
+                task.cancel()
+
+    def stop_leasing(self) -> None:
+        """Take no new leases; those held are finished."""
+        self._leasing = False
+
+    def resume(self) -> None:
+        """Take leases again."""
+        self._leasing = True
+        self._wake.set()
+
+    def wake(self) -> None:
+        """The worker may permit more than it last said."""
+        self._wake.set()
+
+    def renew_soon(self) -> None:
+        """Ask the store about all leases now: somebody in this process requested a cancellation."""
+        self._renew_now.set()
+
+    async def quiet(self) -> None:
+        """Wait until nothing is held. Only sensible after `stop_leasing`."""
+        while self._asking or self._held:
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Stop leasing, let attempts finish, interrupt the rest after *timeout_seconds*, end `run`."""
+        self.stop_leasing()
+        if not await _within(timeout_seconds, self.quiet()):
+            for held in list(self._held):
+                self._interrupt(held, Stop.DRAIN)
+            if not await _within(DRAIN_SETTLE_SECONDS, self.quiet()):
+                log.warning("drain.incomplete", lane=self._lane.value, held=len(self._held))
+        self._drained.set()
+
+    # leasing
+
+    async def _dispatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        backoff_seconds = STORE_BACKOFF_SECONDS
+        while True:
+            self._wake.clear()
+            limit, wait_seconds = self._permits(loop.time())
+            if not limit:
+                await _within(wait_seconds, self._wake.wait())
+                continue
+            try:
+                await self._lease(limit, loop)
+                backoff_seconds = STORE_BACKOFF_SECONDS
+            except StoreUnavailable as exc:
+                self._worker.unused(limit)
+                log.warning("store.unavailable", doing="lease", lane=self._lane.value, error=str(exc))
+                await asyncio.sleep(backoff_seconds)
+                backoff_seconds = min(backoff_seconds * 2, STORE_MAX_BACKOFF_SECONDS)
+
+    def _permits(self, now: float) -> tuple[int, float | None]:
+        wanted = min(len(self._idle), self._most_held - len(self._held))
+        if wanted <= 0 or not self._leasing:
+            return 0, None
+        return self._worker.permits(wanted, now)
+
+    async def _lease(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._asking = True
+        asked_at = loop.time()
+        try:
+            leases = await self._store.lease(
+                limit,
+                lease_seconds=self._lease_seconds,
+                wait_seconds=LEASE_WAIT_SECONDS,
+                lane=self._lane,
+            )
+        finally:
+            self._asking = False
+            self._note_quiet()
+        self._worker.unused(limit - len(leases))
+        now = loop.time()
+        for lease in leases:
+            self._take(Held(lease, asked_at, now))
+
+    def _take(self, held: Held) -> None:
+        self._held.add(held)
+        if self._leasing:
+            self._worker.taken(held)
+            self._idle.pop().set_result(held)
+        else:
+            self._put(held, Release(held.lease.id, held.lease.epoch))
+
+    # one slot
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        while True:
+            inbox: asyncio.Future[Held] = loop.create_future()
+            self._idle.append(inbox)
+            self._wake.set()
+            held = await inbox
+            settlement = await self._attempt(held, task)
+            if settlement is None:
+                self._forget(held)
+            else:
+                self._put(held, settlement)
+
+    async def _attempt(self, held: Held, task: asyncio.Task[None] | None) -> Settlement | None:
+        assert task is not None
+        if held.stop is not None:  # between the lease and this slot's turn
+            return self._worker.interrupted(held, held.stop)
+        held.slot = task
+        try:
+            return await self._worker.attempt(held)
+        except asyncio.CancelledError:
+            if held.stop is None or task.uncancel():
+                raise
+            return self._worker.interrupted(held, held.stop)
+        finally:
+            held.slot = None
+
+    def _interrupt(self, held: Held, why: Stop) -> None:
+        """Stop the attempt; one that has ended already is left to its settlement."""
+        if held.stop is not None:
+            return
+        held.stop = why
+        if held.slot is not None:
+            held.slot.cancel()
+
+    # renewing
+
+    async def _renew(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait_seconds = self._lease_seconds / 3
+        while True:
+            await _within(wait_seconds, self._renew_now.wait())
+            self._renew_now.clear()
+            wait_seconds = self._lease_seconds / (3 if await self._extend(loop.time()) else 12)
+
+    async def _extend(self, now: float) -> bool:
+        """Renew every lease held; False when the store could not be asked."""
+        held_now = list(self._held)
+        if not held_now:
+            return True
+        try:
+            found = await self._store.extend(
+                [(held.lease.id, held.lease.epoch) for held in held_now], lease_seconds=self._lease_seconds
+            )
+        except StoreUnavailable as exc:
+            log.warning("store.unavailable", doing="extend", lane=self._lane.value, error=str(exc))
+            self._abandon_overdue(held_now)
+            return False
+        for held, extension in zip(held_now, found, strict=True):
+            self._renewed(held, extension, now)
+        return True
+
+    def _renewed(self, held: Held, extension: Extension, now: float) -> None:
+        if extension is Extension.LOST:
+            self._interrupt(held, Stop.LOST)
+            return
+        held.renewed_at = now
+        if extension is Extension.CANCEL_REQUESTED:
+            self._interrupt(held, Stop.CANCEL)
+
+    def _abandon_overdue(self, held_now: Sequence[Held]) -> None:
+        # The last third is left for the interruption itself: after it another process may run the record.
+        overdue = asyncio.get_running_loop().time() - self._lease_seconds * 2 / 3
+        for held in held_now:
+            if held.renewed_at < overdue:
+                self._interrupt(held, Stop.LOST)
+
+    # settling
+
+    def _put(self, held: Held, settlement: Settlement) -> None:
+        self._unsettled.append((held, settlement))
+        self._results.set()
+
+    async def _settle_results(self) -> None:
+        while True:
+            await self._results.wait()
+            self._results.clear()
+            while self._unsettled:
+                batch, self._unsettled = self._unsettled[:SETTLE_BATCH], self._unsettled[SETTLE_BATCH:]
+                await self._commit(batch)
+
+    async def _commit(self, batch: Sequence[tuple[Held, Settlement]]) -> None:
+        """Settle until the store has said yes or no; the leases are renewed all the while."""
+        settlements = [settlement for _, settlement in batch]
+        backoff_seconds = STORE_BACKOFF_SECONDS
+        while True:
+            try:
+                answers = await _finish(self._store.settle(settlements))
+                break
+            except StoreUnavailable as exc:
+                log.warning("store.unavailable", doing="settle", lane=self._lane.value, error=str(exc))
+                await asyncio.sleep(backoff_seconds)
+                backoff_seconds = min(backoff_seconds * 2, STORE_MAX_BACKOFF_SECONDS)
+        for (held, settlement), accepted in zip(batch, answers, strict=True):
+            self._forget(held)
+            self._worker.committed(held, settlement, accepted)
+
+    def _forget(self, held: Held) -> None:
+        self._held.discard(held)
+        if len(self._held) + 1 == self._most_held:
+            self._wake.set()
+        self._note_quiet()
+
+    def _note_quiet(self) -> None:
+        if not self._held and not self._asking:
+            self._quiet.set()
+
+
+async def _within(seconds: float | None, wait: Coroutine[Any, Any, Any]) -> bool:
+    """Await *wait* for at most *seconds* (None: for ever); whether it ended by itself."""
+    try:
+        async with asyncio.timeout(seconds):
+            await wait
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _finish(call: Coroutine[Any, Any, Result]) -> Result:
+    """Await a store call that must not stop half-way when this task is cancelled."""
+    task = asyncio.ensure_future(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.cancelled():
+            await asyncio.wait([task])
+        raise

@@ -1,0 +1,426 @@
+"""Replays stored requests: lease, forward, decide, settle. Policy is in `retry.py` and `breaker.py`.
+
+`dispatcher.py` brings the leases and commits the results; a `Runner` (forwarder.py for the app,
+handlers.py for Python) turns one envelope into one answer. What this module keeps (design R4): a lease
+counts as sent from the moment its runner starts, everything before that is released or ended unsent,
+and everything after it is judged by the retry table, a cancelled attempt and a drain included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+import orjson
+import structlog
+
+from openhqm.breaker import Breaker, BreakerState, CallResult
+from openhqm.dispatcher import Dispatcher, Held, Stop
+from openhqm.envelope import Envelope
+from openhqm.errors import AppConnectionLost, AppError, AppTimeout, AppUnreachable, EnvelopeCorrupt
+from openhqm.lifecycle import Event, Happening, Lifecycle
+from openhqm.rate import TokenBucket
+from openhqm.retry import (
+    GATEWAY_STATUSES,
+    IDEMPOTENT_METHODS,
+    Answered,
+    Decision,
+    Policy,
+    Reason,
+    RetryBudget,
+    Verdict,
+    decide,
+)
+from openhqm.settings import Settings
+from openhqm.stores.base import (
+    Answer,
+    Body,
+    Finish,
+    Lane,
+    Lease,
+    Release,
+    Retry,
+    Settlement,
+    State,
+    Store,
+)
+
+UNAVAILABLE_STATUSES = GATEWAY_STATUSES | {503}
+"""Answers that say the app cannot work at the moment."""
+
+ERROR_TEXT_LIMIT = 200
+
+log = structlog.get_logger("openhqm.egress")
+
+
+class Forwarded(Protocol):
+    """What a runner brings back; `retry_after_seconds` is the answer's Retry-After, None without one."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def answer(self) -> Answer: ...
+
+    @property
+    def retry_after_seconds(self) -> float | None: ...
+
+    @property
+    def body_bytes(self) -> int: ...
+
+
+class Runner(Protocol):
+    """Runs one envelope once."""
+
+    async def forward(self, envelope: Envelope, body: Body, *, record_id: bytes, epoch: int) -> Forwarded:
+        """Return the answer.
+
+        Raises:
+            AppError: there is none; `sent` says whether the app may have seen the request.
+            EnvelopeCorrupt: the stored request cannot be run.
+        """
+        ...
+
+
+class _Attempt:
+    """What is known of one attempt, from lease to committed settlement."""
+
+    __slots__ = ("envelope", "event", "probe")
+
+    def __init__(self) -> None:
+        self.envelope: Envelope | None = None
+        self.event: Event | None = None
+        self.probe = False
+
+
+def attempt_note(
+    lease: Lease,
+    outcome: str,
+    *,
+    at: float,
+    status: int = 0,
+    duration_seconds: float = 0.0,
+    error: str = "",
+) -> bytes:
+    """One line of the attempt history: JSON, without what the request or the answer contained.
+
+    Args:
+        outcome: a word for people and scripts: answered, retried, cancelled, or a `Reason`.
+        at: when it began, seconds since the epoch on the store's clock.
+        status: of the app's answer, 0 without one.
+        error: why there is none.
+    """
+    note: dict[str, object] = {
+        "attempt": lease.attempt,
+        "at": round(at, 3),
+        "outcome": outcome,
+        "duration_seconds": round(duration_seconds, 6),
+    }
+    if status:
+        note["status"] = status
+    if error:
+        note["error"] = error[:ERROR_TEXT_LIMIT]
+    return orjson.dumps(note)
+
+
+class Egress:
+    """The egress loop of one process.
+
+    Args:
+        runners: what serves which target: "app", and "handler" for all "handler:<name>".
+        probe_app: asks the app's health path while the breaker is open; None lets the next request
+            be the probe.
+        checkpoint: called with the name of every step a crash test may die at.
+        jitter: random numbers from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        runners: Mapping[str, Runner],
+        *,
+        probe_app: Callable[[], Awaitable[bool]] | None = None,
+        checkpoint: Callable[[str], None] = lambda name: None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        now = time.monotonic()
+        self.concurrency = settings.egress.concurrency
+        self._runners = runners
+        self._emit = lifecycle.emit
+        self._probe_app = probe_app
+        self._probe_wanted = asyncio.Event()
+        self._checkpoint = checkpoint
+        self._jitter = jitter
+        self._policy = Policy.from_settings(settings.retry)
+        self._budget = RetryBudget(settings.retry.budget_percent, now)
+        self._breaker = Breaker(settings.breaker)
+        self._rate = TokenBucket(settings.egress.rate_per_second, now)
+        self._dispatcher = Dispatcher(
+            store,
+            self,
+            lane=Lane.REQUESTS,
+            slots=settings.egress.concurrency,
+            lease_seconds=settings.egress.lease_seconds,
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts under way, of at most `concurrency`."""
+        return self._dispatcher.in_flight
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        return self._breaker.state
+
+    async def run(self) -> None:
+        """Work until drained."""
+        async with asyncio.TaskGroup() as group:
+            probing = group.create_task(self._probe(), name="egress-probe")
+            await self._dispatcher.run()
+            probing.cancel()
+
+    def stop_leasing(self) -> None:
+        """Take nothing new; what is in flight goes on."""
+        self._dispatcher.stop_leasing()
+
+    def resume(self) -> None:
+        """Take requests again after `stop_leasing`."""
+        self._dispatcher.resume()
+
+    async def quiet(self) -> None:
+        """Wait until nothing is in flight and all results are stored; after `stop_leasing`."""
+        await self._dispatcher.quiet()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Finish what is in flight and end `run`; what *timeout_seconds* does not suffice for is judged
+        as a lost connection, or released if it surely was never sent."""
+        await self._dispatcher.drain(timeout_seconds)
+
+    def renew_soon(self) -> None:
+        """A cancellation was requested in this process: look for it now, not a third of a lease later."""
+        self._dispatcher.renew_soon()
+
+    # what the dispatcher asks
+
+    def permits(self, wanted: int, now: float) -> tuple[int, float | None]:
+        """Closed breaker first, then a rate token for each: design R4."""
+        granted = self._breaker.permits(now, wanted)
+        if not granted:
+            return 0, self._breaker.wait_seconds(now) or None
+        if self._breaker.state is BreakerState.HALF_OPEN and self._probe_app is not None:
+            self._probe_wanted.set()
+            return 0, None
+        granted = self._rate.take(granted, now)
+        return granted, None if granted else self._rate.wait_seconds(now)
+
+    def unused(self, permits: int) -> None:
+        self._rate.give_back(permits)
+
+    def taken(self, held: Held) -> None:
+        held.notes = _Attempt()
+        self._emit(Event(Happening.LEASED, held.lease.id, held.lease.attempt, held.lease.epoch))
+        self._checkpoint("claimed")
+
+    async def attempt(self, held: Held) -> Settlement:
+        """Run one request once and say what to settle."""
+        now = asyncio.get_running_loop().time
+        lease, attempt = held.lease, held.notes
+        unsent = self._reason_not_to_send(held, now())
+        if unsent is not None:
+            return unsent
+        started_at = now()
+        outcome: Forwarded | Exception
+        try:
+            attempt.envelope = Envelope.decode(lease.envelope)
+            runner = self._runner(attempt.envelope.target)
+            if runner is None:
+                return self._give_up(held, Reason.UNKNOWN_TARGET, sent=False)
+            if attempt.envelope.target == "app":
+                if self._breaker.state is BreakerState.OPEN:  # it opened while the lease call waited
+                    return self._release(held, 0.0, reason="breaker-open")
+                attempt.probe = self._breaker.started()
+            held.sent = True
+            outcome = await runner.forward(
+                attempt.envelope, lease.body, record_id=lease.id, epoch=lease.epoch
+            )
+        except (AppError, EnvelopeCorrupt) as exc:
+            outcome = exc
+        except Exception as exc:  # the one guard: a fault of ours must not stop the queue
+            log.exception("egress.failed", correlation_id=lease.id.hex(), attempt=lease.attempt)
+            outcome = exc
+        ended_at = now()
+        self._learn(held, outcome, ended_at)
+        return self._conclude(held, outcome, ended_at, ended_at - started_at)
+
+    def interrupted(self, held: Held, why: Stop) -> Settlement | None:
+        now = asyncio.get_running_loop().time()
+        if held.notes.probe:
+            self._breaker.ended(CallResult.NEUTRAL, now, probe=True)
+            held.notes.probe = False
+        if why is Stop.LOST:
+            self._emit(self._event(held, Happening.LEASE_LOST))
+            return None
+        if why is Stop.CANCEL:
+            return self._finish(held, State.CANCELLED, Happening.CANCELLED, Reason.CANCELLED)
+        if not held.sent:
+            return Release(held.lease.id, held.lease.epoch)
+        interrupted = AppConnectionLost("interrupted by the end of a drain")
+        return self._conclude(held, interrupted, now, now - held.leased_at)
+
+    def committed(self, held: Held, settlement: Settlement, accepted: bool) -> None:
+        """Tell what happened, now that it is stored."""
+        self._checkpoint("after-store")
+        event = held.notes.event if held.notes is not None else None
+        if not accepted:
+            self._emit(self._event(held, Happening.LEASE_LOST))
+        elif event is not None:
+            self._emit(event)
+        self._checkpoint("after-ack")
+
+    # one attempt
+
+    def _reason_not_to_send(self, held: Held, now: float) -> Settlement | None:
+        remaining_seconds = held.remaining_seconds(now)
+        if remaining_seconds is not None and remaining_seconds <= 0:
+            return self._finish(held, State.EXPIRED, Happening.EXPIRED, Reason.DEADLINE)
+        if held.lease.attempt == 1:
+            self._budget.first_attempt()
+        elif not self._budget.allows_retry(now):
+            return self._release(held, self._policy.backoff_seconds(held.lease.attempt, self._jitter()))
+        return None
+
+    def _runner(self, target: str) -> Runner | None:
+        return self._runners.get(target.partition(":")[0])
+
+    def _learn(self, held: Held, outcome: Forwarded | Exception, now: float) -> None:
+        """Tell the breaker how the app is doing."""
+        attempt: _Attempt = held.notes
+        if attempt.envelope is not None and attempt.envelope.target == "app":
+            self._breaker.ended(_health(outcome), now, probe=attempt.probe)
+            attempt.probe = False
+
+    def _conclude(
+        self, held: Held, outcome: Forwarded | Exception, now: float, duration_seconds: float
+    ) -> Settlement:
+        lease = held.lease
+        if isinstance(outcome, Exception):
+            decision = self._decide(held, outcome, now)
+            answer, status, body_bytes, error = None, 0, 0, str(outcome) or type(outcome).__name__
+        else:
+            status, body_bytes, error = outcome.status, outcome.body_bytes, ""
+            decision = self._decide(held, Answered(status, outcome.retry_after_seconds), now)
+            answer = outcome.answer
+        self._checkpoint("before-store")
+        verdict, reason = decision.verdict, decision.reason
+        if verdict is Verdict.RELEASE:
+            return self._release(held, 0.0, reason=error)
+        note = attempt_note(
+            lease,
+            reason or _OUTCOMES[verdict],
+            at=self._store_time(held, now - duration_seconds),
+            status=status,
+            duration_seconds=duration_seconds,
+            error=error,
+        )
+        held.notes.event = Event(
+            _HAPPENINGS[verdict],
+            lease.id,
+            lease.attempt,
+            lease.epoch,
+            status,
+            duration_seconds,
+            decision.delay_seconds,
+            body_bytes,
+            reason,
+        )
+        if verdict is Verdict.RETRY:
+            return Retry(lease.id, lease.epoch, decision.delay_seconds, note)
+        state = State.DONE if verdict is Verdict.ANSWER else State.FAILED
+        return Finish(lease.id, lease.epoch, state, answer, reason, note, held.sent)
+
+    def _decide(self, held: Held, outcome: Answered | Exception, now: float) -> Decision:
+        envelope: Envelope | None = held.notes.envelope
+        decision = decide(
+            outcome,
+            self._policy,
+            attempt=held.lease.attempt,
+            idempotent=envelope is not None and envelope.method in IDEMPOTENT_METHODS,
+            jitter=self._jitter(),
+            repeat=envelope is not None and envelope.repeat,
+            max_attempts=envelope.max_attempts if envelope is not None else None,
+            remaining_seconds=held.remaining_seconds(now),
+        )
+        if decision.verdict is not Verdict.RELEASE:
+            self._budget.ended(failed=decision.verdict is not Verdict.ANSWER)
+        return decision
+
+    def _give_up(self, held: Held, reason: Reason, *, sent: bool) -> Settlement:
+        held.sent = sent
+        return self._finish(held, State.FAILED, Happening.DEAD_LETTERED, reason)
+
+    def _finish(self, held: Held, state: State, what: Happening, reason: Reason) -> Settlement:
+        """End a record that has no answer."""
+        lease, now = held.lease, asyncio.get_running_loop().time()
+        note = attempt_note(lease, reason, at=self._store_time(held, now)) if held.sent else b""
+        held.notes.event = self._event(held, what, reason)
+        return Finish(lease.id, lease.epoch, state, reason=reason, note=note, sent=held.sent)
+
+    def _release(self, held: Held, delay_seconds: float, reason: str = "retry-budget") -> Settlement:
+        event = Event(
+            Happening.RELEASED,
+            held.lease.id,
+            held.lease.attempt,
+            held.lease.epoch,
+            backoff_seconds=delay_seconds,
+            reason=reason,
+        )
+        held.notes.event = event
+        return Release(held.lease.id, held.lease.epoch, delay_seconds)
+
+    def _event(self, held: Held, what: Happening, reason: str = "") -> Event:
+        return Event(what, held.lease.id, held.lease.attempt, held.lease.epoch, reason=reason)
+
+    def _store_time(self, held: Held, at: float) -> float:
+        """Loop time as the store's clock shows it."""
+        leased_at = held.lease.leased_at or time.time() - (asyncio.get_running_loop().time() - held.leased_at)
+        return leased_at + (at - held.leased_at)
+
+    # the health path
+
+    async def _probe(self) -> None:
+        """Ask the app's health path when the breaker's pause is over."""
+        loop = asyncio.get_running_loop()
+        while self._probe_app is not None:
+            await self._probe_wanted.wait()
+            self._probe_wanted.clear()
+            if self._breaker.started():
+                healthy = await self._probe_app()
+                result = CallResult.SUCCESS if healthy else CallResult.FAILURE
+                self._breaker.ended(result, loop.time(), probe=True)
+                self._dispatcher.wake()
+
+
+_OUTCOMES = {
+    Verdict.ANSWER: "answered",
+    Verdict.RETRY: "retried",
+}
+_HAPPENINGS = {
+    Verdict.ANSWER: Happening.ANSWERED,
+    Verdict.RETRY: Happening.RETRIED,
+    Verdict.DEAD_LETTER: Happening.DEAD_LETTERED,
+}
+
+
+def _health(outcome: Forwarded | Exception) -> CallResult:
+    """What an attempt says about the app."""
+    if not isinstance(outcome, Exception):
+        unavailable = outcome.status in UNAVAILABLE_STATUSES
+        return CallResult.UNAVAILABLE if unavailable else CallResult.SUCCESS
+    if isinstance(outcome, (AppUnreachable, AppConnectionLost)):
+        return CallResult.FAILURE
+    return CallResult.UNAVAILABLE if isinstance(outcome, AppTimeout) else CallResult.NEUTRAL
