@@ -16,6 +16,8 @@ class Happening(enum.StrEnum):
 
     ACCEPTED = "request.accepted"
     REFUSED = "request.refused"
+    SHADOWED = "request.shadowed"
+    """Passed on, but a `shadow` route would have queued it."""
     LEASED = "request.leased"
     ANSWERED = "request.answered"
     RETRIED = "request.retried"

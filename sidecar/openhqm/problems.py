@@ -55,17 +55,25 @@ _KINDS: dict[type[errors.OpenHQMError], Kind] = {
     errors.EnvelopeCorrupt: Kind(500, "envelope-corrupt", "The stored request cannot be read"),
 }
 
-# Final records without an answer; reasons are the slugs of `Record.reason`.
+# Final records that have no answer to give, by `Record.reason` or else by state.
 _OUTCOMES = {
-    "outcome-unknown": Kind(502, "outcome-unknown", "The request was sent and its outcome is not known"),
-    "poison": Kind(500, "poison", "Every attempt to run the request ended its process"),
-    "expired": Kind(504, "expired", "The deadline passed before there was an answer"),
-    # 409 and not 410: the record is here and says what became of it; 410 means its time is over.
-    "cancelled": Kind(409, "cancelled", "The request was cancelled"),
-} | {
     kind.slug: kind
-    for error, kind in _KINDS.items()
-    if issubclass(error, errors.AppError | errors.EnvelopeCorrupt)
+    for kind in (
+        Kind(502, "outcome-unknown", "The request was sent and its outcome is not known"),
+        Kind(502, "connection-lost", "The app ended the connection before its answer was whole"),
+        Kind(504, "timeout", "The app did not answer in time"),
+        Kind(502, "invalid-answer", "The app's answer is not HTTP"),
+        Kind(502, "answer-too-large", "The app's answer is too large to keep"),
+        Kind(502, "attempts-used-up", "The app never answered for good"),
+        Kind(500, "poison", "Every attempt to run the request ended its process"),
+        Kind(500, "corrupt", "The stored request cannot be read"),
+        Kind(500, "unknown-target", "Nothing here serves the request's target"),
+        Kind(500, "handler-error", "The handler failed"),
+        Kind(504, "deadline", "The deadline would have passed before the next attempt"),
+        Kind(504, "expired", "The deadline passed before there was an answer"),
+        # 409 and not 410: the record is here and says what became of it; 410 means its time is over.
+        Kind(409, "cancelled", "The request was cancelled"),
+    )
 }
 
 

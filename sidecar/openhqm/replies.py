@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -159,6 +159,22 @@ def stored_stream(
     """As `stored`, for a body of *length* bytes kept as a blob."""
     status, lines = _replayed(head, length)
     return StreamReply(status, lines + fields, chunks, length=length)
+
+
+async def opened(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Read the first of *chunks* now, so that a body that is gone is known before a head is written.
+
+    Raises: what reading raises.
+    """
+    first = await anext(chunks, b"")
+
+    async def joined() -> AsyncGenerator[bytes, None]:
+        if first:
+            yield first
+        async for chunk in chunks:
+            yield chunk
+
+    return joined()
 
 
 def _replayed(head: bytes, length: int) -> tuple[int, bytes]:

@@ -15,8 +15,6 @@ from openhqm.headers import Pair
 from openhqm.settings import RouteMatch, RouteSettings
 
 QUEUED_METHODS = frozenset({b"POST", b"PUT", b"PATCH", b"DELETE"})
-REPEATABLE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
-"""Idempotent methods (RFC 9110 section 9.2.2): an unknown outcome may be run again (design R4)."""
 
 
 class Action(enum.Enum):

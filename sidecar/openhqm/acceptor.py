@@ -1,0 +1,275 @@
+"""A ready envelope becomes a stored record, and the record an answer: held, or 202 with the links.
+
+The seam between every way in (intercepted requests in `ingress.py`, the submit API) and the Store.
+The promise kept here: 202 is written only after `Store.accept` has committed (design R1), and the
+switch from holding the connection to 202 never repeats work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+import structlog
+
+from openhqm import problems, replies
+from openhqm.batching import Coalescer
+from openhqm.body import Received
+from openhqm.control import Control
+from openhqm.envelope import Envelope
+from openhqm.errors import BacklogFull, BadRequest, IdempotencyMismatch, ResponseExpired, StoreUnavailable
+from openhqm.estimates import DrainRate
+from openhqm.handles import Handles, IdMint, id_text
+from openhqm.lifecycle import Event, Happening, Lifecycle
+from openhqm.replies import Reply
+from openhqm.retry import IDEMPOTENT_METHODS
+from openhqm.routes import Decision
+from openhqm.settings import Settings
+from openhqm.stores.base import (
+    Accepted,
+    BlobRef,
+    Body,
+    Idempotency,
+    NewRecord,
+    OnLost,
+    Record,
+    Refusal,
+    Refused,
+    State,
+    Store,
+)
+from openhqm.waiters import Waiters
+
+log = structlog.get_logger("openhqm.acceptor")
+
+CallbackEncoder = Callable[[str], bytes]
+"""Checks a callback URL and returns what the Store keeps of it; raises BadRequest."""
+
+
+class Acceptor:
+    """Accepts envelopes and answers for their records.
+
+    Args:
+        encode_callback: None where callbacks are not offered.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        *,
+        handles: Handles,
+        waiters: Waiters,
+        drain_rate: DrainRate,
+        lifecycle: Lifecycle,
+        encode_callback: CallbackEncoder | None = None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._handles = handles
+        self._waiters = waiters
+        self._drain_rate = drain_rate
+        self._lifecycle = lifecycle
+        self._encode_callback = encode_callback
+        self._commit = Coalescer(store.accept)
+        self._links = settings.ingress.reserved_prefix + "/v1/requests/"
+        self.new_id = IdMint()
+
+    def callback(self, control: Control) -> bytes | None:
+        """Check the callback a client asks for; None when it asks for none.
+
+        Raises:
+            BadRequest: callbacks are not offered, or not to this URL.
+        """
+        if control.callback is None:
+            return None
+        if self._encode_callback is None:
+            raise BadRequest("OpenHQM-Callback: callbacks are not enabled here")
+        return self._encode_callback(control.callback)
+
+    async def accept(
+        self,
+        id: bytes,
+        envelope: Envelope,
+        received: Received,
+        control: Control,
+        decision: Decision,
+        *,
+        scope: bytes | None = None,
+        callback: bytes | None = None,
+    ) -> bytes:
+        """Commit a request; returns the id of the record that stands for it.
+
+        That is *id*, or an earlier one with the same idempotency scope and body.
+
+        Args:
+            scope: of the Idempotency-Key (`control.idempotency_scope`), None without one.
+            callback: what `callback` returned.
+
+        Raises:
+            BacklogFull, IdempotencyMismatch, StoreUnavailable: nothing was stored.
+        """
+        idempotency = None if scope is None else Idempotency(scope, received.fingerprint)
+        record = self._record(id, envelope, received.body, control, decision, idempotency, callback)
+        # When this raises, nobody knows whether it was committed: the body must stay.
+        outcome = await self._commit(record)
+        if isinstance(outcome, Accepted):
+            self._lifecycle.emit(Event(Happening.ACCEPTED, id, body_bytes=received.size))
+            return id
+        if isinstance(outcome, Refused):
+            await self._forget(received.body)
+            raise _refusal(outcome.reason, self._drain_rate)
+        if outcome.id != id:
+            await self._forget(received.body)
+        return outcome.id
+
+    def _record(
+        self,
+        id: bytes,
+        envelope: Envelope,
+        body: Body,
+        control: Control,
+        decision: Decision,
+        idempotency: Idempotency | None,
+        callback: bytes | None,
+    ) -> NewRecord:
+        repeatable = decision.repeat or envelope.method in IDEMPOTENT_METHODS
+        return NewRecord(
+            id,
+            envelope.encode(),
+            body,
+            priority=decision.priority if control.priority is None else control.priority,
+            delay_seconds=control.delay_seconds,
+            not_before=control.not_before,
+            max_age_seconds=self._max_age_seconds(control, decision),
+            deadline=control.deadline,
+            key=control.key,
+            idempotency=idempotency,
+            on_lost=OnLost.REPEAT if repeatable else OnLost.UNKNOWN,
+            max_claims=self._settings.retry.max_claims,
+            callback=callback,
+        )
+
+    def _max_age_seconds(self, control: Control, decision: Decision) -> float:
+        """Return the relative deadline: the client's word, else the route's, else the setting; 0 for none."""
+        if control.deadline is not None:
+            return 0.0
+        return control.deadline_seconds or decision.deadline_seconds or self._settings.queue.max_age_seconds
+
+    async def _forget(self, body: Body) -> None:
+        """Delete the blob of a request that was not stored. Left behind, it is an orphan the store finds."""
+        if isinstance(body, BlobRef):
+            try:
+                await self._store.blobs.delete([body])
+            except (OSError, StoreUnavailable) as exc:
+                log.warning("blob.left_behind", error=str(exc))
+
+    async def answer(self, id: bytes, control: Control, decision: Decision, *, existing: bool) -> Reply:
+        """Return the record's answer if it comes within the wait budget, else 202 with the links.
+
+        Args:
+            existing: the record was accepted earlier; its answer is given if it is there.
+        """
+        wait_seconds = self._wait_seconds(control, decision)
+        if wait_seconds > 0 or existing:
+            try:
+                record = await self._waiters.final(id, wait_seconds)
+            except StoreUnavailable:
+                record = None  # it is committed: the client gets its handle, not an error
+            else:
+                if record is None and existing:
+                    raise ResponseExpired("the answer to this Idempotency-Key is no longer kept")
+            if record is not None and record.state.is_final:
+                return await final_reply(record, self._store)
+        return self.accepted_reply(id, applied=_preferences_applied(control, wait_seconds))
+
+    def _wait_seconds(self, control: Control, decision: Decision) -> float:
+        if control.wait_seconds is not None:
+            return min(control.wait_seconds, self._settings.ingress.max_wait_seconds)
+        return 0.0 if control.respond_async else decision.wait_seconds
+
+    def accepted_reply(self, id: bytes, *, applied: bytes = b"") -> Reply:
+        """Return 202 with everything the client needs to come back.
+
+        Args:
+            applied: value of Preference-Applied, b"" for none.
+        """
+        correlation_id = id_text(id).encode()
+        link = (self._links + self._handles.handle(id)).encode()
+        retry_after = self._drain_rate.retry_after_seconds()
+        fields = (
+            b"Location: %b\r\nRetry-After: %d\r\nOpenHQM-Correlation-Id: %b\r\nCache-Control: no-store\r\n"
+            % (link, retry_after, correlation_id)
+        )
+        if applied:
+            fields += b"Preference-Applied: %b\r\n" % applied
+        body = (
+            b'{"correlation_id":"%b","status":"queued","retry_after_seconds":%d,"links":'
+            b'{"self":"%b","response":"%b/response","events":"%b/events"}}\n'
+            % (correlation_id, retry_after, link, link, link)
+        )
+        return replies.make(202, body, fields=fields)
+
+
+async def final_reply(record: Record, store: Store, *, fields: bytes = b"") -> Reply:
+    """Return the answer of a final record: the app's own, or a problem that says why there is none.
+
+    Args:
+        record: read with its answer.
+        fields: header lines of ours to add to the app's.
+
+    Raises:
+        ResponseExpired: the answer's blob has been deleted.
+    """
+    if record.answer is None:
+        return _no_answer(record)
+    body = record.answer.body
+    if isinstance(body, bytes):
+        return replies.stored(record.answer.head, body, fields=fields)
+    try:
+        chunks = await replies.opened(store.blobs.read(body))
+    except KeyError:
+        raise ResponseExpired("the answer is no longer kept") from None
+    return replies.stored_stream(record.answer.head, chunks, body.size, fields=fields)
+
+
+def _no_answer(record: Record) -> Reply:
+    slug = record.reason if record.state is State.FAILED else record.state.value
+    kind = problems.kind_of_outcome(slug)
+    may_have_run = record.may_have_run or record.attempts > 0
+    return problems.problem(
+        kind,
+        f"the request is {record.state.value}" + (f": {record.reason}" if record.reason else ""),
+        correlation_id=id_text(record.id),
+        state=record.state.value,
+        attempts=record.attempts,
+        may_have_run=may_have_run,
+    )
+
+
+def _refusal(reason: Refusal, drain_rate: DrainRate) -> BacklogFull | IdempotencyMismatch:
+    match reason:
+        case Refusal.IDEMPOTENCY_MISMATCH:
+            return IdempotencyMismatch("the Idempotency-Key was sent before with another body")
+        case Refusal.BACKLOG_FULL:
+            return BacklogFull("as many requests are waiting as are admitted", _room_seconds(drain_rate))
+        case Refusal.BYTES_FULL:
+            return BacklogFull(
+                "there is no room for more request bodies and answers", _room_seconds(drain_rate)
+            )
+    assert_never(reason)
+
+
+def _room_seconds(drain_rate: DrainRate) -> float:
+    """Room for one more comes soon after the next request ends, for all of a full line much later."""
+    return float(min(drain_rate.retry_after_seconds(), 30))
+
+
+def _preferences_applied(control: Control, wait_seconds: float) -> bytes:
+    """Return which preferences were honoured by a 202 (RFC 7240 section 3)."""
+    applied = []
+    if control.respond_async:
+        applied.append(b"respond-async")
+    if control.wait_seconds is not None:
+        applied.append(b"wait=%d" % wait_seconds)
+    return b", ".join(applied)

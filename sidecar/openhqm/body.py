@@ -1,0 +1,154 @@
+"""Reading a request body under limits, into bytes or into a blob.
+
+Ingress calls `check_size` before anything else is done with a request, `read_body` once it is
+admitted. Nothing here buffers more than `store.spill_bytes` and what the parser holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp.web import BaseRequest, RequestPayloadError
+
+from openhqm.errors import BadRequest, BodyTimeout, BodyTooLarge
+from openhqm.stores.base import Blobs, BlobWriter, Body
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a body may be.
+
+    Args:
+        max_bytes: more is refused.
+        inline_bytes: more goes into a blob.
+        timeout_seconds: longest time without a byte.
+    """
+
+    max_bytes: int
+    inline_bytes: int
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A body that was read to its end; *fingerprint* is its SHA-256, b"" if not asked for."""
+
+    body: Body
+    size: int
+    fingerprint: bytes = b""
+
+
+def check_size(declared: int | None, limits: Limits) -> None:
+    """Refuse a declared length that is too large, before a byte of the body is read.
+
+    Raises:
+        BodyTooLarge: says the limit.
+    """
+    if declared is not None and declared > limits.max_bytes:
+        raise _too_large(limits)
+
+
+async def read_body(
+    request: BaseRequest,
+    blobs: Blobs,
+    record_id: bytes,
+    limits: Limits,
+    *,
+    declared: int | None,
+    hashed: bool,
+) -> Received:
+    """Read the body to its end.
+
+    Args:
+        declared: Content-Length, None for a chunked body.
+        hashed: whether the fingerprint is wanted.
+
+    Raises:
+        BodyTooLarge: a chunked body grew over the limit.
+        BodyTimeout: no byte came for too long.
+        BadRequest: the body is malformed.
+        ConnectionError: the client left.
+        StoreUnavailable: the blob cannot be written.
+    """
+    content = request.content
+    if content.is_eof() and content.total_bytes <= limits.inline_bytes:
+        # The usual case: the body came with the head, there is nothing to wait for.
+        body = content.read_nowait()
+        return Received(body, len(body), hashlib.sha256(body).digest() if hashed else b"")
+    sink = _Sink(
+        blobs, record_id, limits, spill=declared is not None and declared > limits.inline_bytes, hashed=hashed
+    )
+    try:
+        while chunk := await _next_chunk(content.readany, limits.timeout_seconds):
+            await sink.write(chunk)
+        return await sink.finish()
+    except BaseException:
+        await sink.abort()
+        raise
+
+
+async def send_continue(request: BaseRequest) -> None:
+    """Tell a client that waits with its body to go on (RFC 9110 section 10.1.1)."""
+    if not request.content.is_eof():
+        await request.writer.write(CONTINUE)
+
+
+async def _next_chunk(read: Callable[[], Awaitable[bytes]], timeout_seconds: float) -> bytes:
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await read()
+    except TimeoutError:
+        raise BodyTimeout(f"no byte of the body came for {timeout_seconds:g} s") from None
+    except RequestPayloadError as exc:
+        raise BadRequest("the body's framing is malformed") from exc
+
+
+class _Sink:
+    """Takes chunks; turns from a list into a blob when they outgrow it."""
+
+    def __init__(self, blobs: Blobs, record_id: bytes, limits: Limits, *, spill: bool, hashed: bool) -> None:
+        self._blobs = blobs
+        self._record_id = record_id
+        self._limits = limits
+        self._inline_bytes = -1 if spill else limits.inline_bytes
+        self._hash = hashlib.sha256() if hashed else None
+        self._chunks: list[bytes] = []
+        self._blob: BlobWriter | None = None
+        self._size = 0
+
+    async def write(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        if self._size > self._limits.max_bytes:
+            raise _too_large(self._limits)
+        if self._hash is not None:
+            self._hash.update(chunk)
+        if self._blob is not None:
+            await self._blob.write(chunk)
+            return
+        self._chunks.append(chunk)
+        if self._size > self._inline_bytes:
+            self._blob = await self._blobs.write(self._record_id, "request")
+            for held in self._chunks:
+                await self._blob.write(held)
+            self._chunks.clear()
+
+    async def finish(self) -> Received:
+        fingerprint = self._hash.digest() if self._hash is not None else b""
+        if self._blob is None:
+            return Received(b"".join(self._chunks), self._size, fingerprint)
+        body = await self._blob.commit()
+        self._blob = None
+        return Received(body, self._size, fingerprint)
+
+    async def abort(self) -> None:
+        if self._blob is not None:
+            await self._blob.abort()
+
+
+def _too_large(limits: Limits) -> BodyTooLarge:
+    return BodyTooLarge(f"the body exceeds {limits.max_bytes} bytes")

@@ -1,0 +1,78 @@
+"""How long a queued request will probably take: the figure behind Retry-After and the ETA.
+
+Asked by ingress and results; reads the Store's counts at most once a second, in the background, and
+only while somebody asks. An estimate for clients, never a decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+
+from openhqm.errors import StoreUnavailable
+from openhqm.stores.base import Counts, Store
+
+REFRESH_SECONDS = 1.0
+MAX_RETRY_AFTER_SECONDS = 300
+_SMOOTHING = 0.3
+"""Weight of the newest second in the rate: follows a change of pace within a few seconds."""
+
+
+class DrainRate:
+    """Finished requests per second, and what follows from it.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock = clock
+        self._refreshed_at = -math.inf
+        self._refresh: asyncio.Task[None] | None = None
+        self._ended: int | None = None
+        self._observed_at = 0.0
+        self.backlog = 0
+        self.per_second: float | None = None
+
+    def observe(self, counts: Counts) -> None:
+        """Learn from counts read just now."""
+        now = self._clock()
+        ended = counts.done + counts.failed + counts.cancelled + counts.expired
+        if self._ended is not None and now > self._observed_at:
+            rate = max(ended - self._ended, 0) / (now - self._observed_at)
+            known = self.per_second
+            self.per_second = rate if known is None else known + (rate - known) * _SMOOTHING
+        self._ended, self._observed_at, self.backlog = ended, now, counts.backlog
+
+    def eta_seconds(self, position: int | None) -> float | None:
+        """Return when a record with *position* others ahead will be run; None when not known."""
+        self._refresh_soon()
+        if position is None or not self.per_second:
+            return None
+        return round((position + 1) / self.per_second, 3)
+
+    def retry_after_seconds(self, position: int | None = None) -> int:
+        """Return when to ask again, in whole seconds, at least 1; by default as the last in line."""
+        eta = self.eta_seconds(self.backlog if position is None else position)
+        return 1 if eta is None else min(max(math.ceil(eta), 1), MAX_RETRY_AFTER_SECONDS)
+
+    async def close(self) -> None:
+        """Stop reading the counts."""
+        if self._refresh is not None:
+            self._refresh.cancel()
+            await asyncio.gather(self._refresh, return_exceptions=True)
+
+    def _refresh_soon(self) -> None:
+        now = self._clock()
+        if now - self._refreshed_at >= REFRESH_SECONDS:
+            self._refreshed_at = now
+            self._refresh = asyncio.create_task(self._read(), name="drain-rate.refresh")
+
+    async def _read(self) -> None:
+        try:
+            self.observe(await self._store.counts())
+        except StoreUnavailable:
+            self.per_second = None  # better no estimate than an old one

@@ -1,0 +1,296 @@
+"""What happens to a request on the intercept port, as a list of steps.
+
+    validate -> ours? (reserved prefix, submit API) -> route -> queue | pass | reject | shadow
+
+Before it: `intercept.py` (connections, parse errors). It hands on to `results.py` and the submit API
+(surfaces), to `passthrough.py`, and to `acceptor.py`, which stores. Nothing malformed is stored or
+forwarded; every refusal is a problem document, and closes the connection where the rest of what was
+sent on it cannot be trusted or was not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import HttpVersion10, HttpVersion11, hdrs
+from aiohttp.web import BaseRequest
+
+from openhqm import problems
+from openhqm.acceptor import Acceptor
+from openhqm.body import Limits, check_size, read_body, send_continue
+from openhqm.control import Control, idempotency_scope, read_control
+from openhqm.envelope import Envelope
+from openhqm.errors import (
+    BadRequest,
+    Draining,
+    ExpectationFailed,
+    Forbidden,
+    NotSupported,
+    OpenHQMError,
+    UnknownPath,
+)
+from openhqm.headers import Forwarding, Pair, request_head
+from openhqm.lifecycle import Event, Happening, Lifecycle
+from openhqm.replies import Reply
+from openhqm.routes import Action, Decision, Routes
+from openhqm.settings import Settings
+from openhqm.stores.base import Store
+
+_TARGET = re.compile(rb'/[!"$-~]*')
+"""Origin form in printable ASCII. A fragment never belongs in a request target (RFC 9112 section 3.2)."""
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?", re.ASCII)
+_UPGRADES = frozenset({"websocket"})
+
+Surface = Callable[[BaseRequest, bytes], Awaitable[Reply]]
+"""Serves paths of ours: gets the request and its raw target."""
+
+
+class Passthrough(Protocol):
+    """Streams a request to the app and the answer back (`passthrough.py`)."""
+
+    async def handle(self, request: BaseRequest) -> Reply: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """A request whose head is valid.
+
+    Args:
+        declared: Content-Length; None without one.
+        framed: whether a body was announced, by Content-Length or chunks.
+        upgrade: asks for another protocol, one we can pass on.
+    """
+
+    request: BaseRequest
+    method: bytes
+    target: bytes
+    pairs: Sequence[Pair]
+    peer: str
+    declared: int | None
+    framed: bool
+    upgrade: bool
+
+
+class Ingress:
+    """Handles every request of the intercept port.
+
+    Args:
+        passthrough: None where there is no app; then nothing is routed, only surfaces are served.
+        surfaces: path prefix -> what serves it; a prefix covers itself and what follows it after a
+            slash or a question mark. They come before all routes and are never forwarded.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        acceptor: Acceptor,
+        *,
+        lifecycle: Lifecycle,
+        passthrough: Passthrough | None,
+        surfaces: Mapping[bytes, Surface],
+    ) -> None:
+        self._store = store
+        self._acceptor = acceptor
+        self._lifecycle = lifecycle
+        self._passthrough = passthrough
+        self._surfaces = tuple(surfaces.items())
+        self._accepting = True
+        self._closing = False
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Take over the hot settings: routes, limits and what is said about clients."""
+        ingress = settings.ingress
+        self._routes = Routes(settings.routes)
+        self._forwarding = Forwarding.from_settings(ingress, settings.app.url)
+        self._identity_header = ingress.identity_header.lower().encode()
+        self._limits = Limits(
+            max_bytes=ingress.max_body_bytes,
+            inline_bytes=min(settings.store.spill_bytes, self._store.abilities.max_inline_bytes),
+            timeout_seconds=ingress.body_timeout_seconds,
+        )
+
+    def begin_drain(self) -> None:
+        """Close connections after their next answer, so that clients move elsewhere."""
+        self._closing = True
+
+    def stop_accepting(self) -> None:
+        """Refuse to queue anything from now on (503); everything else goes on."""
+        self._accepting = False
+
+    async def handle(self, request: BaseRequest) -> Reply:
+        """Return the answer to one request. Never raises an error of ours."""
+        try:
+            reply = await self._steps(request)
+        except OpenHQMError as exc:
+            reply = self._refuse(request, exc)
+        if self._closing:
+            reply.keep_alive = False
+        return reply
+
+    async def _steps(self, request: BaseRequest) -> Reply:
+        inbound = validate(request)
+        if (surface := self._surface(inbound.target)) is not None:
+            return await surface(request, inbound.target)
+        if self._passthrough is None:
+            raise UnknownPath("no app is configured here (app.url); requests come by the submit API")
+        decision = self._routes.decide(inbound.method, inbound.target, inbound.pairs, upgrade=inbound.upgrade)
+        if decision.action is Action.QUEUE:
+            return await self._queue(inbound, decision)
+        if decision.action is Action.REJECT:
+            raise Forbidden("a route rejects this request")
+        if decision.action is Action.SHADOW:
+            self._lifecycle.emit(Event(Happening.SHADOWED))
+        return await self._pass(inbound, self._passthrough)
+
+    def _surface(self, target: bytes) -> Surface | None:
+        for prefix, surface in self._surfaces:
+            if target.startswith(prefix) and target[len(prefix) : len(prefix) + 1] in (b"", b"/", b"?"):
+                return surface
+        return None
+
+    async def _pass(self, inbound: Inbound, passthrough: Passthrough) -> Reply:
+        return await passthrough.handle(inbound.request)
+
+    async def _queue(self, inbound: Inbound, decision: Decision) -> Reply:
+        """Admit, read, store, answer; in this order, so that what is refused is refused unread."""
+        if not self._accepting:
+            raise Draining("this process is about to exit; the next try meets another one")
+        check_size(inbound.declared, self._limits)
+        control = read_control(inbound.pairs)
+        callback = self._acceptor.callback(control)
+        await self._meet_expectation(inbound.request)
+
+        id = self._acceptor.new_id()
+        scope = self._idempotency_scope(inbound, control)
+        received = await read_body(
+            inbound.request,
+            self._store.blobs,
+            id,
+            self._limits,
+            declared=inbound.declared,
+            hashed=scope is not None,
+        )
+        envelope = self._envelope(inbound, decision, received.size)
+        in_force = await self._acceptor.accept(
+            id, envelope, received, control, decision, scope=scope, callback=callback
+        )
+        return await self._acceptor.answer(in_force, control, decision, existing=in_force != id)
+
+    def _envelope(self, inbound: Inbound, decision: Decision, size: int) -> Envelope:
+        head = request_head(
+            inbound.method,
+            inbound.target,
+            inbound.pairs,
+            length=size if inbound.framed else None,
+            peer=inbound.peer,
+            forwarding=self._forwarding,
+        )
+        return Envelope(
+            head,
+            timeout_seconds=decision.timeout_seconds,
+            max_attempts=decision.max_attempts,
+            repeat=decision.repeat,
+            peer=inbound.peer,
+        )
+
+    def _idempotency_scope(self, inbound: Inbound, control: Control) -> bytes | None:
+        if control.idempotency_key is None:
+            return None
+        identity = b"\n".join(v for n, v in inbound.pairs if n.lower() == self._identity_header)
+        return idempotency_scope(identity, inbound.method, inbound.target, control.idempotency_key)
+
+    async def _meet_expectation(self, request: BaseRequest) -> None:
+        expectation = request.headers.get(hdrs.EXPECT)
+        if expectation is None or request.version == HttpVersion10:
+            return  # HTTP/1.0 knows no 100 (RFC 9110 section 10.1.1)
+        if expectation.lower() != "100-continue":
+            raise ExpectationFailed("Expect: only 100-continue can be met")
+        await send_continue(request)
+
+    def _refuse(self, request: BaseRequest, error: OpenHQMError) -> Reply:
+        kind = problems.kind_of(error)
+        self._lifecycle.emit(Event(Happening.REFUSED, status=kind.status, reason=kind.slug))
+        # An unread body would have to be read to its end before the connection is good for more.
+        usable = request.content.is_eof() and not isinstance(error, _DISTRUST)
+        return problems.reply(error, keep_alive=usable)
+
+
+class Malformed(BadRequest):
+    """The head breaks the rules of HTTP: nothing more is read from this connection."""
+
+
+_DISTRUST = (Malformed, NotSupported, Draining)
+
+
+def validate(request: BaseRequest) -> Inbound:
+    """Check what the parser lets through and a proxy must not.
+
+    Raises:
+        Malformed: 400; the framing, target or Host is ambiguous or invalid.
+        NotSupported: 501; a part of HTTP that we refuse rather than corrupt.
+    """
+    headers = request.headers
+    version = request.version
+    method = request.method.encode("ascii", "replace")
+    target = request.raw_path.encode("utf-8", "surrogateescape")
+    if version != HttpVersion11 and version != HttpVersion10:
+        raise NotSupported("only HTTP/1.1 and HTTP/1.0 are served")
+    if _TARGET.fullmatch(target) is None:
+        raise _bad_target(method, target)
+    _check_host(headers.get(hdrs.HOST), required=version == HttpVersion11)
+    coding = headers.get(hdrs.TRANSFER_ENCODING)
+    if coding is not None:
+        _check_coding(coding, old=version == HttpVersion10)
+    length = headers.get(hdrs.CONTENT_LENGTH)
+    if coding is not None and length is not None:
+        raise Malformed("Transfer-Encoding and Content-Length exclude each other")
+    upgrade = headers.get(hdrs.UPGRADE)
+    return Inbound(
+        request,
+        method,
+        target,
+        request.raw_headers,
+        request.remote or "",
+        None if length is None else int(length),
+        coding is not None or length is not None,
+        upgrade is not None and _wants_upgrade(upgrade, request),
+    )
+
+
+def _bad_target(method: bytes, target: bytes) -> Malformed | NotSupported:
+    if method == b"CONNECT":
+        return NotSupported("CONNECT: this is no forward proxy")
+    if target == b"*":
+        return NotSupported("OPTIONS *: ask for a path")
+    if not target.startswith(b"/"):
+        return Malformed("the request target must be a path, not a whole URL")
+    return Malformed("the request target has bytes that a URL cannot have; percent-encode them")
+
+
+def _check_host(host: str | None, *, required: bool) -> None:
+    if host is None and not required:
+        return
+    if host is None or _HOST.fullmatch(host) is None:
+        raise Malformed("Host must be a host name or address, with or without a port")
+
+
+def _check_coding(coding: str, *, old: bool) -> None:
+    if old:
+        raise Malformed("HTTP/1.0 has no Transfer-Encoding")
+    if coding.strip(" \t").lower() != "chunked":
+        raise NotSupported("Transfer-Encoding: only chunked is supported")
+
+
+def _wants_upgrade(upgrade: str, request: BaseRequest) -> bool:
+    """Whether another protocol is asked for; Upgrade without Connection: upgrade means nothing."""
+    values = request.headers.getall(hdrs.CONNECTION, [])
+    if not any("upgrade" in (part.strip(" \t").lower() for part in value.split(",")) for value in values):
+        return False
+    if upgrade.lower() not in _UPGRADES or request.method != "GET" or request.version != HttpVersion11:
+        raise NotSupported("Upgrade: only GET requests to websocket over HTTP/1.1 are passed on")
+    return True
