@@ -121,8 +121,9 @@ class Client:
         else:
             self._begin(connection, response, math.inf)
             loop = asyncio.get_running_loop()
+            connection.send_head(head)  # the app may answer without waiting for a slow body
             connection.send_stream(
-                head, body, lambda: connection.set_deadline(response, loop.time() + timeout_seconds)
+                b"", body, lambda: connection.set_deadline(response, loop.time() + timeout_seconds)
             )
         await response.wait()
         response.lift_deadline()

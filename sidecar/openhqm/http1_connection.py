@@ -242,23 +242,32 @@ class Connection(asyncio.Protocol):
             self._transport.write(body)
 
     def send_stream(self, head: bytes, body: AsyncIterator[bytes], sent: Callable[[], None]) -> None:
-        """Write the head now and the body as it comes, in a task that ends with the exchange."""
-        self._transport.write(head)
-        self._sender = asyncio.create_task(self._send_body(body, sent), name="http1-body")
+        """Write head and body as the body comes, in a task that ends with the exchange.
+
+        The head leaves with the first piece: a source that fails at once has sent nothing.
+        """
+        self._sender = asyncio.create_task(self._send_body(head, body, sent), name="http1-body")
         self._sender.add_done_callback(self._body_ended)
 
-    async def _send_body(self, body: AsyncIterator[bytes], sent: Callable[[], None]) -> None:
+    async def _send_body(self, head: bytes, body: AsyncIterator[bytes], sent: Callable[[], None]) -> None:
         async for chunk in body:
             if self._closed:
                 return
-            self._transport.write(chunk)
+            self._transport.write(head + chunk if head else chunk)
+            head = b""
             if self.writing_paused:
                 await self.drain()
+        if head:
+            self._transport.write(head)
         sent()
 
     def _body_ended(self, sender: asyncio.Task[None]) -> None:
         if not sender.cancelled() and (error := sender.exception()) is not None:
             self.fail(error)  # the source of the body failed, not the app
+
+    def send_head(self, head: bytes) -> None:
+        """Write the head of a request whose body will come by `send_stream`."""
+        self._transport.write(head)
 
     def send_raw(self, response: Response, data: bytes) -> None:
         if self._response is response and not self._closed:

@@ -625,17 +625,18 @@ async def test_stream_hands_over_the_head_before_the_body() -> None:
         assert await response.read() == b""
 
 
-async def test_stream_has_no_deadline_once_the_head_is_there() -> None:
+async def test_stream_has_no_deadline_once_the_head_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """timeout_seconds of `stream` ends with the head, however long the rest takes."""
+    monkeypatch.setattr("openhqm.http1._TICK_SECONDS", 0.005)
 
     async def pause(peer: Peer) -> None:
         await peer.request()
         await peer.send(CHUNKED)
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.06)
         await peer.send(b"2\r\nok\r\n0\r\n\r\n")
 
     async with connected(pause) as (_, client):
-        response = await client.stream(GET, b"", timeout_seconds=0.1)
+        response = await client.stream(GET, b"", timeout_seconds=0.03)
 
         assert await response.read() == b"ok"
 

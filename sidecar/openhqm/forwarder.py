@@ -1,0 +1,210 @@
+"""One envelope, one call to the app, one answer or one AppError.
+
+Egress calls it for every lease and decides with `retry.py` what its outcome means; the calling is
+done by `http1.py`. Bodies of any size pass: large ones come from and go to the store's blobs
+piece by piece, and an answer over the limit is an error, never a shorter answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import NoReturn
+
+from openhqm.envelope import Envelope
+from openhqm.errors import AnswerTooLarge, EnvelopeCorrupt
+from openhqm.headers import strip_hop_by_hop
+from openhqm.http1 import Client, Headers, Response
+from openhqm.settings import Settings
+from openhqm.stores.base import Answer, BlobRef, Blobs, Body
+
+Checkpoint = Callable[[str], None]
+"""Told "sent-head", "sent-body", "got-head" and "got-body" as each has happened."""
+
+_FAR_SECONDS = 10 * 365 * 86_400.0
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """The app's answer to one attempt.
+
+    Args:
+        answer: head and body to store. The head is the status line and the end-to-end headers as
+            the app sent them, without framing: who serves it frames the body anew. Only the answer
+            to HEAD keeps its Content-Length, which says nothing about the stored, empty body.
+        retry_after_seconds: what Retry-After asks for, None without a valid one.
+        body_bytes: size of the answer's body.
+        length_verified: False when only the end of the connection marked the end of the body.
+        duration_seconds: from before connecting to the last byte of the answer.
+    """
+
+    status: int
+    answer: Answer
+    retry_after_seconds: float | None
+    body_bytes: int
+    length_verified: bool
+    duration_seconds: float
+
+
+class Forwarder:
+    """Calls the app.
+
+    Args:
+        blobs: where large request bodies are and large answers go.
+        checkpoint: for crash tests; it may end the process. With it, head and body are sent and
+            received in separate steps.
+    """
+
+    def __init__(
+        self, client: Client, blobs: Blobs, settings: Settings, *, checkpoint: Checkpoint | None = None
+    ) -> None:
+        self._client = client
+        self._blobs = blobs
+        self._timeout_seconds = settings.egress.app_timeout_seconds
+        self._spill_bytes = settings.store.spill_bytes
+        self._max_bytes = settings.response.max_bytes
+        self._checkpoint = checkpoint
+
+    async def forward(self, envelope: Envelope, body: Body, *, record_id: bytes, epoch: int) -> Forwarded:
+        """Send the request once and bring the whole answer.
+
+        Args:
+            record_id, epoch: name the blob of a large answer; a later epoch gets another one.
+
+        Raises:
+            AppUnreachable: nothing was sent.
+            AppTimeout, AppConnectionLost, AppAnswerInvalid: the outcome is not known.
+            AnswerTooLarge: the app ran, its answer exceeds response.max_bytes.
+            EnvelopeCorrupt: the stored body is missing or has another length than was accepted.
+            StoreUnavailable: a blob could not be read or written; the app may have been called.
+        """
+        started = time.monotonic()
+        response = await self._call(envelope, body)
+        answer_body = await self._collect(response, record_id, epoch)
+        if self._checkpoint is not None:
+            self._checkpoint("got-body")
+        return Forwarded(
+            status=response.status,
+            answer=Answer(head=stored_head(response), body=answer_body),
+            retry_after_seconds=retry_after_seconds(response.headers, time.time()),
+            body_bytes=answer_body.size if isinstance(answer_body, BlobRef) else len(answer_body),
+            length_verified=response.length_verified,
+            duration_seconds=time.monotonic() - started,
+        )
+
+    async def _call(self, envelope: Envelope, body: Body) -> Response:
+        timeout_seconds = (
+            self._timeout_seconds if envelope.timeout_seconds is None else envelope.timeout_seconds
+        )
+        outgoing = body if isinstance(body, bytes) else self._stored(body)
+        if self._checkpoint is None:
+            return await self._client.exchange(
+                envelope.head, outgoing, timeout_seconds=timeout_seconds, gather_bytes=self._spill_bytes
+            )
+        response = await self._client.exchange(
+            envelope.head,
+            _marked(outgoing, self._checkpoint),
+            timeout_seconds=timeout_seconds,
+            gather_bytes=-1,
+        )
+        self._checkpoint("got-head")
+        return response
+
+    async def _stored(self, ref: BlobRef) -> AsyncIterator[bytes]:
+        """Read a request body, and never let the app take a part of it for the whole."""
+        size = 0
+        try:
+            async for chunk in self._blobs.read(ref):
+                size += len(chunk)
+                yield chunk
+        except KeyError as exc:
+            raise EnvelopeCorrupt(f"the request body {ref.name} is gone") from exc
+        if size != ref.size:
+            raise EnvelopeCorrupt(f"the request body {ref.name} has {size} bytes instead of {ref.size}")
+
+    async def _collect(self, response: Response, record_id: bytes, epoch: int) -> Body:
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await response.read():
+            size += len(piece)
+            pieces.append(piece)
+            if size > self._max_bytes:
+                self._refuse(response)
+            if size > self._spill_bytes:
+                return await self._spill(response, pieces, f"answer-{epoch}", record_id)
+        return b"".join(pieces)
+
+    async def _spill(self, response: Response, pieces: list[bytes], part: str, record_id: bytes) -> BlobRef:
+        writer = await self._blobs.write(record_id, part)
+        size = 0
+        try:
+            async for piece in _rest(pieces, response):
+                size += len(piece)
+                if size > self._max_bytes:
+                    self._refuse(response)
+                await writer.write(piece)
+        except BaseException:
+            response.close()
+            await writer.abort()
+            raise
+        return await writer.commit()
+
+    def _refuse(self, response: Response) -> NoReturn:
+        response.close()
+        raise AnswerTooLarge(f"the app's answer exceeds response.max_bytes ({self._max_bytes})")
+
+
+async def _rest(pieces: list[bytes], response: Response) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+    while piece := await response.read():
+        yield piece
+
+
+async def _marked(body: bytes | AsyncIterator[bytes], checkpoint: Checkpoint) -> AsyncIterator[bytes]:
+    """Send head and body apart, each surely handed to the kernel before its checkpoint."""
+    yield b""  # the head leaves with the first piece
+    await asyncio.sleep(0)  # uvloop writes at the end of a turn
+    checkpoint("sent-head")
+    if isinstance(body, bytes):
+        yield body
+    else:
+        async for chunk in body:
+            yield chunk
+    await asyncio.sleep(0)
+    checkpoint("sent-body")
+
+
+def stored_head(response: Response) -> bytes:
+    """Return the head to store: the app's own bytes, less what belongs to one connection."""
+    lines = [b"HTTP/1.1 %d %b" % (response.status, response.reason)]
+    for name, value in strip_hop_by_hop(response.headers):
+        if name.lower() not in _FRAMING or response.is_head:
+            lines.append(b"%b: %b" % (name, value))
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def retry_after_seconds(headers: Headers, now: float) -> float | None:
+    """Return the seconds the first valid Retry-After asks for, never negative; None without one.
+
+    Source: RFC 9110 section 10.2.3: seconds, or an HTTP date.
+    """
+    for name, value in headers:
+        if len(name) == 11 and name.lower() == b"retry-after":
+            text = value.strip().decode("latin-1")
+            seconds = float(text) if text.isascii() and text.isdigit() else _until(text, now)
+            if seconds is not None:
+                return min(max(seconds, 0.0), _FAR_SECONDS)
+    return None
+
+
+def _until(text: str, now: float) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp() - now
+    except (ValueError, OverflowError):
+        return None
