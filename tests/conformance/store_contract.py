@@ -18,6 +18,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.conformance.store_case import (
+    Audited,
+    StoreCase,
+    all_records,
+    audit,
+    eventually,
+    fresh_id,
+    get_one,
+    new,
+    take,
+    take_one,
+)
+from tests.conformance.store_model import walk
 
 from openhqm.errors import StoreUnavailable
 from openhqm.stores.base import (
@@ -45,19 +58,6 @@ from openhqm.stores.base import (
     Store,
     Want,
 )
-from tests.conformance.store_case import (
-    Audited,
-    StoreCase,
-    all_records,
-    audit,
-    eventually,
-    fresh_id,
-    get_one,
-    new,
-    take,
-    take_one,
-)
-from tests.conformance.store_model import walk
 
 ODD_BYTES = [
     pytest.param(b"", id="empty"),

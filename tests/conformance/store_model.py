@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from tests.conformance.store_case import Audited, StoreCase, all_records, fresh_id, new, take
+
 from openhqm.stores.base import (
     Accepted,
     Answer,
@@ -30,7 +32,6 @@ from openhqm.stores.base import (
     Settlement,
     State,
 )
-from tests.conformance.store_case import Audited, StoreCase, all_records, fresh_id, new, take
 
 _ENDLESS_SECONDS = 1e6
 _WAITING = (State.QUEUED, State.RETRYING)

@@ -17,12 +17,15 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from io import FileIO
 from pathlib import Path
 
+import structlog
+
 from openhqm.errors import StoreUnavailable
-from openhqm.stores.base import BlobRef
+from openhqm.stores.base import BlobRef, Blobs, Body
 
 CHUNK_BYTES = 256 * 1024
 """Largest piece read, and least piece handed to a thread for writing."""
 
+_log = structlog.get_logger(__name__)
 _PART = re.compile(r"request|answer-(\d+)")
 _NAME = re.compile(r"[0-9a-f]{2,64}\.(0|a-\d+)")
 _PARTIAL = ".partial"
@@ -180,6 +183,32 @@ class _FileWriter:
         if self._file is not None:
             _unlink([self._partial])
             self._file.close()
+
+
+class Garbage:
+    """Blobs whose records are gone, until they are deleted."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._refs: list[BlobRef] = []
+
+    def add(self, *bodies: Body | None) -> None:
+        """Bodies that are not blobs are passed over."""
+        self._refs += [body for body in bodies if isinstance(body, BlobRef)]
+
+    async def collect(self) -> None:
+        """Delete what was added. What cannot be deleted now is tried again the next time.
+
+        The records are committed already, so a failure here must not look like one of theirs.
+        """
+        refs, self._refs = self._refs, []
+        if not refs:
+            return
+        try:
+            await self._blobs.delete(refs)
+        except (OSError, StoreUnavailable) as exc:
+            self._refs += refs
+            _log.warning("blob.delete_failed", blobs=len(refs), error=str(exc))
 
 
 def fsync_folder(folder: Path) -> None:

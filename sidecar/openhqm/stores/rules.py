@@ -35,6 +35,11 @@ def waiting_state(attempts: int) -> State:
     return State.RETRYING if attempts else State.QUEUED
 
 
+def may_have_run(state: State, attempts: int) -> bool:
+    """`Record.may_have_run`: said of what ended without an answer only."""
+    return attempts > 0 and state in (State.CANCELLED, State.EXPIRED)
+
+
 def judge_lapsed(on_lost: OnLost, claims: int, max_claims: int, cancel_requested: bool) -> tuple[State, str]:
     """State and reason of a record whose lease ran out, *claims* counting this one (design R4, R5)."""
     if on_lost is OnLost.UNKNOWN:
