@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 import orjson
 import structlog
@@ -27,6 +26,7 @@ from openhqm.addresses import AllowList, guarded_connector
 from openhqm.dispatcher import Dispatcher, Held, Stop
 from openhqm.egress import attempt_note
 from openhqm.errors import BadRequest, EnvelopeCorrupt, SettingsError, StoreUnavailable
+from openhqm.forwarder import retry_after_seconds
 from openhqm.retry import Policy
 from openhqm.settings import CallbackSettings, Settings
 from openhqm.signing import read_secret, signed_headers
@@ -224,7 +224,7 @@ class Callbacks:
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as reply:
                 return Delivery(
                     status=reply.status,
-                    retry_after_seconds=_retry_after(reply.headers.get("Retry-After"), self._clock()),
+                    retry_after_seconds=retry_after_seconds(list(reply.raw_headers), self._clock()),
                     reply=await _beginning(reply),
                 )
         except TimeoutError:
@@ -265,7 +265,7 @@ class Callbacks:
         return attempt_note(
             held.lease,
             outcome,
-            at=held.lease.leased_at or self._clock(),
+            at=held.store_time,
             status=delivery.status,
             duration_seconds=now - held.leased_at,
             error=delivery.error,
@@ -302,15 +302,3 @@ def _policy(settings: CallbackSettings) -> Policy:
         max_backoff_seconds=settings.max_backoff_seconds,
         statuses=frozenset(),
     )
-
-
-def _retry_after(value: str | None, now: float) -> float | None:
-    """Seconds a Retry-After header asks for; None without a usable one. Source: RFC 9110, 10.2.3."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
-    except (TypeError, ValueError):
-        return None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -57,11 +58,13 @@ class Held:
             so that it never seems longer than it is.
     """
 
-    __slots__ = ("lease", "leased_at", "notes", "renewed_at", "sent", "slot", "stop")
+    __slots__ = ("lease", "leased_at", "notes", "renewed_at", "sent", "slot", "stop", "store_time")
 
     def __init__(self, lease: Lease, asked_at: float, now: float) -> None:
         self.lease = lease
         self.leased_at = now
+        self.store_time = lease.leased_at or time.time()
+        """The store's clock at `leased_at`; this host's where the store does not say."""
         self.renewed_at = asked_at
         self.slot: asyncio.Task[None] | None = None
         """The task whose attempt is under way; None before and after."""
@@ -76,7 +79,7 @@ class Held:
         lease = self.lease
         if lease.deadline is None:
             return None
-        return lease.deadline - lease.leased_at - (now - self.leased_at)
+        return lease.deadline - self.store_time - (now - self.leased_at)
 
 
 class Worker(Protocol):

@@ -20,7 +20,14 @@ import structlog
 from openhqm.breaker import Breaker, BreakerState, CallResult
 from openhqm.dispatcher import Dispatcher, Held, Stop
 from openhqm.envelope import Envelope
-from openhqm.errors import AppConnectionLost, AppError, AppTimeout, AppUnreachable, EnvelopeCorrupt
+from openhqm.errors import (
+    AppConnectionLost,
+    AppError,
+    AppTimeout,
+    AppUnreachable,
+    EnvelopeCorrupt,
+    StoreUnavailable,
+)
 from openhqm.lifecycle import Event, Happening, Lifecycle
 from openhqm.rate import TokenBucket
 from openhqm.retry import (
@@ -81,6 +88,7 @@ class Runner(Protocol):
         Raises:
             AppError: there is none; `sent` says whether the app may have seen the request.
             EnvelopeCorrupt: the stored request cannot be run.
+            StoreUnavailable: a body beside the record could not be read or written.
         """
         ...
 
@@ -248,7 +256,7 @@ class Egress:
             outcome = await runner.forward(
                 attempt.envelope, lease.body, record_id=lease.id, epoch=lease.epoch
             )
-        except (AppError, EnvelopeCorrupt) as exc:
+        except (AppError, EnvelopeCorrupt, StoreUnavailable) as exc:
             outcome = exc
         except Exception as exc:  # the one guard: a fault of ours must not stop the queue
             log.exception("egress.failed", correlation_id=lease.id.hex(), attempt=lease.attempt)
@@ -387,8 +395,7 @@ class Egress:
 
     def _store_time(self, held: Held, at: float) -> float:
         """Loop time as the store's clock shows it."""
-        leased_at = held.lease.leased_at or time.time() - (asyncio.get_running_loop().time() - held.leased_at)
-        return leased_at + (at - held.leased_at)
+        return held.store_time + (at - held.leased_at)
 
     # the health path
 

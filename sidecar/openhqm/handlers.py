@@ -26,6 +26,9 @@ Handler = Callable[[Any], Any]
 
 ENTRY_POINTS = "openhqm.handlers"
 
+_ANSWER_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+"""Without framing, like every stored head; see `forwarder.Forwarded`."""
+
 
 def echo(payload: Any) -> Any:
     """Answer with the payload."""
@@ -139,8 +142,7 @@ class Handlers:
             raise HandlerFailed("the handler returned what JSON cannot say") from exc
         if len(body) > self._max_answer_bytes:
             raise AnswerTooLarge(f"the handler's answer has {len(body)} bytes")
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-        return Handled(Answer(head, body), len(body))
+        return Handled(Answer(_ANSWER_HEAD, body), len(body))
 
 
 def load_handlers() -> dict[str, Handler]:
