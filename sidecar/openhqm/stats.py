@@ -39,13 +39,12 @@ class Phase(enum.StrEnum):
 
 
 class EgressFigures(Protocol):
-    """What egress tells of itself; `in_flight` of at most `concurrency` slots hold a lease."""
+    """What egress tells of itself."""
 
     @property
-    def in_flight(self) -> int: ...
-
-    @property
-    def concurrency(self) -> int: ...
+    def in_flight(self) -> int:
+        """Slots that hold a lease."""
+        ...
 
     @property
     def breaker_state(self) -> str:
@@ -68,6 +67,7 @@ class Stats:
 
     Args:
         egress: None where this process replays nothing (mode ingress).
+        concurrency: slots of that egress.
         clock: monotonic seconds.
     """
 
@@ -75,6 +75,8 @@ class Stats:
         self,
         store: Store,
         egress: EgressFigures | None,
+        *,
+        concurrency: int,
         queue: str = "default",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -83,6 +85,7 @@ class Stats:
         """Where the servers really listen: "ingress", "health", "admin" -> port."""
         self._store = store
         self._egress = egress
+        self._concurrency = concurrency if egress else 0
         self._queue = queue
         self._clock = clock
         self._started_at = clock()
@@ -140,7 +143,7 @@ class Stats:
             "due": max(counts.queued + counts.retrying - counts.delayed, 0),
             "delayed": counts.delayed,
             "in_flight": egress.in_flight if egress else 0,
-            "concurrency": egress.concurrency if egress else 0,
+            "concurrency": self._concurrency,
             "oldest_age_seconds": _age_seconds(counts),
             "arrival_per_second": arrival,
             "drain_per_second": drain,
@@ -154,7 +157,7 @@ class Stats:
             "store": self._about_store(),
             "requests": _described(counts),
             "callbacks": _described(callbacks),
-            "events": dict(self._happened),
+            "events": {what.value: count for what, count in self._happened.items()},
         }
 
     def _about_store(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ fix the app without being allowed to act as its callers.
 from __future__ import annotations
 
 import base64
+import codecs
 import datetime
 import re
 import uuid
@@ -24,7 +25,7 @@ PREVIEW_BYTES = 16 * 1024
 """Most of a body that is shown inline; the rest is there by download."""
 
 _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"})
-_SECRET_NAME = re.compile(r"token|secret|passw|signature|api-?key|authorization|credential", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"token|secret|passw|signature|api[-_]?key|authorization|credential", re.IGNORECASE)
 
 
 def parse_id(text: str) -> bytes:
@@ -130,11 +131,19 @@ def _body(body: Body) -> dict[str, Any]:
     if not isinstance(body, bytes):
         return {"body_bytes": body.size}
     start = body[:PREVIEW_BYTES]
-    shown: dict[str, Any] = {"body_bytes": len(body), "body_shown_bytes": len(start)}
+    text = _text(start, cut=len(start) < len(body))
+    if text is not None:
+        return {"body_bytes": len(body), "body_shown_bytes": len(text.encode()), "body": text}
+    encoded = base64.b64encode(start).decode("ascii")
+    return {"body_bytes": len(body), "body_shown_bytes": len(start), "body_base64": encoded}
+
+
+def _text(start: bytes, *, cut: bool) -> str | None:
+    """*start* as text, less a character that was *cut* off; None when it is not UTF-8."""
     try:
-        return {**shown, "body": start.decode("utf-8")}
+        return codecs.getincrementaldecoder("utf-8")().decode(start, final=not cut)
     except UnicodeDecodeError:
-        return {**shown, "body_base64": base64.b64encode(start).decode("ascii")}
+        return None
 
 
 def _headers(lines: list[str]) -> list[tuple[str, str]]:

@@ -1,0 +1,62 @@
+"""`openhqm check`: what would stop `serve`, found without serving."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from openhqm.errors import SettingsError, StoreUnavailable
+from openhqm.settings import Settings
+from openhqm.settings_docs import mask_url
+from openhqm.stores import registry
+from openhqm.stores.base import Durability, Options
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing tried, and what came of it."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+async def check_all(settings: Settings) -> list[Finding]:
+    """Try everything that the settings name; the settings themselves have been read already."""
+    return [Finding("settings", True, f"mode {settings.mode}"), await _store(settings), await _app(settings)]
+
+
+async def _store(settings: Settings) -> Finding:
+    url = settings.store.url.get_secret_value()
+    shown = mask_url(url)
+    blobs = settings.blobs.url.get_secret_value() if settings.blobs.url else None
+    try:
+        store = registry.create(url, Options(queue=settings.queue.name), blobs)
+        await store.open()
+    except (SettingsError, StoreUnavailable) as exc:
+        return Finding("store", False, f"{shown}: {exc}")
+    durability = store.abilities.durability
+    await store.close()
+    required = Durability[settings.store.require_durability.upper()]
+    if durability < required:
+        detail = (
+            f"durability {durability.name.lower()}, but store.require_durability is {required.name.lower()}"
+        )
+        return Finding("store", False, f"{shown}: {detail}")
+    return Finding("store", True, f"{shown}: durability {durability.name.lower()}")
+
+
+async def _app(settings: Settings) -> Finding:
+    if settings.app.url is None:
+        return Finding("app", True, "none: API mode")
+    parts = urlsplit(settings.app.url)
+    connecting = asyncio.open_connection(parts.hostname, parts.port or 80)
+    try:
+        _, writer = await asyncio.wait_for(connecting, settings.egress.connect_timeout_seconds)
+    except TimeoutError:
+        return Finding("app", False, f"{settings.app.url} does not take connections")
+    except OSError as exc:
+        return Finding("app", False, f"{settings.app.url}: {exc.strerror or exc}")
+    writer.close()
+    return Finding("app", True, f"{settings.app.url} takes connections")

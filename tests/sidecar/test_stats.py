@@ -1,0 +1,129 @@
+"""Figures: exact counts, rates over a window, readiness that never waits for the store."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+import pytest
+
+from openhqm.errors import StoreUnavailable
+from openhqm.lifecycle import Event, Happening
+from openhqm.stats import Phase, Stats
+from openhqm.stores.base import Counts, Finish, Lane, NewRecord, Options, State
+from openhqm.stores.memory import MemoryStore
+
+
+@dataclass
+class Egress:
+    in_flight: int = 3
+    breaker_state: str = "closed"
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def store() -> MemoryStore:
+    store = MemoryStore(Options())
+    await store.open()
+    return store
+
+
+async def accept(store: MemoryStore, number: int) -> None:
+    await store.accept([NewRecord(id=uuid.uuid4().bytes, envelope=b"") for _ in range(number)])
+
+
+async def finish_one(store: MemoryStore) -> None:
+    [lease] = await store.lease(1, lease_seconds=30, wait_seconds=0)
+    assert await store.settle([Finish(lease.id, lease.epoch, State.DONE)]) == [True]
+
+
+async def test_rates_are_means_over_the_window(store: MemoryStore) -> None:
+    clock = Clock()
+    stats = Stats(store, Egress(), concurrency=8, clock=clock)
+    await stats.sample()
+    await accept(store, 20)
+    await finish_one(store)
+    clock.now += 4.0
+
+    figures = await stats.read()
+
+    assert (figures["arrival_per_second"], figures["drain_per_second"]) == (5.0, 0.25)
+
+
+async def test_rates_are_not_known_before_the_window_holds_something(store: MemoryStore) -> None:
+    figures = await Stats(store, Egress(), concurrency=8).read()
+
+    assert figures["arrival_per_second"] is None
+    assert figures["mean_app_seconds"] is None
+
+
+async def test_figures_for_the_autoscaler(store: MemoryStore) -> None:
+    await accept(store, 3)
+    await store.accept([NewRecord(id=uuid.uuid4().bytes, envelope=b"", delay_seconds=60)])
+    stats = Stats(store, Egress(in_flight=2), concurrency=8, queue="orders")
+
+    figures = await stats.read()
+
+    assert (figures["queue"], figures["backlog"], figures["due"], figures["delayed"]) == ("orders", 4, 3, 1)
+    assert (figures["in_flight"], figures["concurrency"]) == (2, 8)
+    assert figures["oldest_age_seconds"] >= 0
+    assert figures["requests"]["accepted"] == 4
+    assert figures["requests"]["conserved"] is True
+
+
+async def test_an_ingress_alone_has_no_slots(store: MemoryStore) -> None:
+    figures = await Stats(store, None, concurrency=8).read()
+
+    assert (figures["in_flight"], figures["concurrency"], figures["breaker"]) == (0, 0, None)
+
+
+async def test_the_mean_follows_the_app(store: MemoryStore) -> None:
+    stats = Stats(store, Egress(), concurrency=8)
+    for seconds in [1.0] * 5 + [2.0] * 50:
+        stats.on_event(Event(Happening.ANSWERED, duration_seconds=seconds))
+    stats.on_event(Event(Happening.ACCEPTED, duration_seconds=100.0))
+
+    figures = await stats.read()
+
+    assert figures["mean_app_seconds"] == pytest.approx(2.0, abs=0.02)
+    assert figures["events"]["request.answered"] == 55
+
+
+class Away:
+    """A store that left: only what `Stats` asks of it."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.abilities = store.abilities
+        self.away = True
+        self._store = store
+
+    async def counts(self, lane: Lane = Lane.REQUESTS) -> Counts:
+        if self.away:
+            raise StoreUnavailable("connection refused")
+        return await self._store.counts(lane)
+
+
+async def test_readiness_tells_that_the_store_is_away_and_stays_ready(store: MemoryStore) -> None:
+    """Taking the Pod out of its Service would turn an honest 503 into a connection error."""
+    away = Away(store)
+    stats = Stats(away, Egress(breaker_state="open"), concurrency=8)  # type: ignore[arg-type]
+    stats.phase = Phase.SERVING
+
+    await stats.sample()
+    during = stats.readiness()
+    away.away = False
+    await stats.sample()
+
+    assert during == {
+        "ready": True,
+        "phase": "serving",
+        "store": {"reachable": False, "durability": "none", "shared": False},
+        "breaker": "open",
+    }
+    assert stats.readiness()["store"]["reachable"] is True
