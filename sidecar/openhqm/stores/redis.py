@@ -1,0 +1,391 @@
+"""Records in Redis or Valkey, shared by all processes of a queue.
+
+Every transition is one Lua script call on a batch; a script runs alone, on the server's clock, and
+checks epochs where one is held. The layout of the keys is told in `redis_scripts/common.lua`.
+
+Scripts that take in new work are refused by a full server (maxmemory, noeviction); those that lease,
+settle and clean up may still write, so that a full server drains. Admission stops a little earlier
+than that, to leave them room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from typing import Any, TypeVar
+
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+from openhqm.errors import SettingsError, StoreUnavailable
+from openhqm.stores import redis_records as records
+from openhqm.stores.base import (
+    Abilities,
+    Accepted,
+    Blobs,
+    Change,
+    Counts,
+    Durability,
+    Existing,
+    Extension,
+    Lane,
+    Lease,
+    NewRecord,
+    Options,
+    Page,
+    Record,
+    Refusal,
+    Refused,
+    Replay,
+    Settlement,
+    State,
+    Want,
+)
+from openhqm.stores.redis_blobs import RedisBlobs
+from openhqm.stores.redis_link import Argument, Link, Script, parse_url
+from openhqm.stores.redis_notices import Notices
+
+Item = TypeVar("Item")
+
+BATCH_RECORDS = 256
+"""Most records in one script call: a few milliseconds in which the server does nothing else."""
+BATCH_BYTES = 4 * 1024 * 1024
+"""Most bytes of bodies in one script call."""
+
+REREAD_SECONDS = 1.0
+"""How long a waiting lease trusts notices before it looks again."""
+
+MEMORY_SHARE = 0.9
+"""Share of maxmemory at which new records are refused; the rest is for answers."""
+MEMORY_CHECK_SECONDS = 1.0
+
+_SCANNED = 500
+_EXTENSIONS = (Extension.LOST, Extension.HELD, Extension.CANCEL_REQUESTED)
+_REFUSALS = {reason.value.encode(): Refused(reason) for reason in Refusal}
+_BLOB_GONE = b"blob-gone"
+_COUNTED = (
+    "accepted", "queued", "running", "retrying", "done", "failed", "cancelled", "expired", "replayed",
+)  # fmt: skip
+
+
+def _load_script(name: str, flags: str = "") -> Script:
+    folder = resources.files("openhqm.stores") / "redis_scripts"
+    parts = [(folder / part).read_bytes() for part in ("common.lua", f"{name}.lua")]
+    return Script.of(b"#!lua flags=%b\n" % flags.encode() + b"\n".join(parts))
+
+
+class RedisStore:
+    """The Store on a Redis or Valkey server, a Sentinel group or a Cluster.
+
+    Args:
+        url: see `redis_link.parse_url`.
+    """
+
+    blobs: Blobs
+
+    def __init__(self, url: str, options: Options) -> None:
+        self.abilities = Abilities(Durability.UNKNOWN, shared=True, max_inline_bytes=1024 * 1024)
+        self.description = ""
+        self._prefix = b"openhqm:{%b}:" % options.queue.encode()
+        self._options = options
+        self._argv = records.pack_options(options)
+        self._closing_the_door = records.pack_options(_admitting_nothing(options))
+        self._target = parse_url(url)
+        self._link = Link(self._target, self._prefix)
+        self._notices = Notices(self._link, self._prefix + b"changes")
+        self._scripts = {
+            name: _load_script(name, flags)
+            for flags, names in {
+                "": ("accept", "replay"),
+                "allow-oom": ("lease", "extend", "settle", "cancel", "purge", "sweep", "pause"),
+                "no-writes": ("read", "list", "counts"),
+            }.items()
+            for name in names
+        }
+        self.blobs = RedisBlobs(
+            self._link, self._prefix, _load_script("append"), _load_script("append", "allow-oom"), self._argv
+        )
+        self._is_memory_full = False
+        self._memory_checked_at = float("-inf")
+        self._closed = False
+
+    # ------------------------------------------------------------ life
+
+    async def open(self) -> None:
+        try:
+            await self._check_schema()
+            await self._read_durability()
+        except StoreUnavailable as exc:
+            if isinstance(exc.__cause__, (AuthenticationError, NoPermissionError)):
+                raise SettingsError(f"store.url: {exc}") from exc
+            raise
+
+    async def _check_schema(self) -> None:
+        key = self._prefix + b"schema"
+        version = await self._link.command("GET", key)
+        if version is None:
+            await self._link.command("SET", key, records.SCHEMA, "NX")
+        elif int(version) != records.SCHEMA:
+            raise SettingsError(
+                f"store.url: queue {self._options.queue!r} at {self._target} was written by a newer OpenHQM "
+                f"(schema {int(version)}, this one knows {records.SCHEMA}); upgrade this process"
+            )
+
+    async def _read_durability(self) -> None:
+        info = _info(await self._link.ask("INFO") or b"")
+        config: dict[str, str] = {}
+        for name in ("appendonly", "appendfsync", "maxmemory-policy"):
+            found = await self._link.ask("CONFIG", "GET", name)
+            if found:
+                config[name] = found[1].decode()
+        durability, reason = judge_durability(config, info)
+        self.abilities = Abilities(durability, shared=True, max_inline_bytes=1024 * 1024)
+        product = "Valkey" if "valkey_version" in info else "Redis"
+        version = info.get("valkey_version") or info.get("redis_version", "?")
+        self.description = f"{product} {version} ({self._target}, queue {self._options.queue}; {reason})"
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._notices.close()
+        await self._link.close()
+
+    # ------------------------------------------------------------ records
+
+    async def accept(self, new: Sequence[NewRecord]) -> Sequence[Accepted | Existing | Refused]:
+        await self._check_memory()
+        results: list[Accepted | Existing | Refused] = []
+        argv = self._closing_the_door if self._is_memory_full else self._argv
+        for batch in _batches(new, _request_bytes):
+            args: list[Argument] = [argv]
+            for record in batch:
+                args += (records.pack_new(record), records.pack_content(record.envelope, record.body))
+            replies = await self._run("accept", args)
+            results += [_admission(record, reply) for record, reply in zip(batch, replies, strict=True)]
+        return results
+
+    async def lease(
+        self, limit: int, *, lease_seconds: float, wait_seconds: float, lane: Lane = Lane.REQUESTS
+    ) -> Sequence[Lease]:
+        if wait_seconds <= 0:
+            return (await self._lease(limit, lease_seconds, lane))[0]
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_seconds
+        async with self._notices.waiter(lane) as may_lease:
+            while True:
+                may_lease.clear()
+                leases, due_in = await self._lease(limit, lease_seconds, lane)
+                left = until - loop.time()
+                if leases or left <= 0:
+                    return leases
+                await _wait(may_lease, min(left, REREAD_SECONDS, due_in))
+                if self._closed:
+                    return []
+
+    async def _lease(self, limit: int, lease_seconds: float, lane: Lane) -> tuple[list[Lease], float]:
+        """Leases, and seconds until the next delayed record is due."""
+        asked = records.pack_lease(lane, min(limit, BATCH_RECORDS), lease_seconds)
+        reply = await self._run("lease", (self._argv, asked))
+        due_in, now = records.unpack_float(reply[0]), records.unpack_float(reply[1])
+        assert now is not None
+        leases = [
+            records.unpack_lease(reply[at], reply[at + 1], reply[at + 2], now)
+            for at in range(2, len(reply), 3)
+        ]
+        return leases, REREAD_SECONDS if due_in is None else max(due_in, 0.0)
+
+    async def extend(
+        self, leases: Sequence[tuple[bytes, int]], *, lease_seconds: float
+    ) -> Sequence[Extension]:
+        length = records.pack_float(lease_seconds)
+        results: list[Extension] = []
+        for batch in _batches(leases):
+            args = [self._argv, length, *(records.pack_extension(id, epoch) for id, epoch in batch)]
+            results += [_EXTENSIONS[code] for code in await self._run("extend", args)]
+        return results
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
+        results: list[bool] = []
+        for batch in _batches(settlements, _answer_bytes):
+            args: list[Argument] = [self._argv]
+            for settlement in batch:
+                args += records.pack_settlement(settlement)
+            replies = await self._run("settle", args)
+            if 2 in replies:
+                raise StoreUnavailable("the blob of an answer was gone before it was settled")
+            results += [code == 1 for code in replies]
+        return results
+
+    async def cancel(self, id: bytes) -> Record | None:
+        held = await self._run("cancel", (self._argv, id))
+        return (await self.get([id]))[0] if held else None
+
+    async def get(self, ids: Sequence[bytes], want: Want = Want.STATE) -> Sequence[Record | None]:
+        found: list[Record | None] = []
+        for batch in _batches(ids):
+            replies = await self._run("read", (self._argv, want.value, *batch))
+            found += [None if reply is None else records.unpack_record(*reply) for reply in replies]
+        return found
+
+    def watch(self, listener: Callable[[Sequence[Change]], None]) -> Callable[[], None]:
+        return self._notices.add(listener)
+
+    # ------------------------------------------------------------ administration
+
+    async def list(
+        self,
+        *,
+        states: Sequence[State] = (),
+        lane: Lane = Lane.REQUESTS,
+        cursor: bytes = b"",
+        limit: int = 100,
+        want: Want = Want.STATE,
+    ) -> Page:
+        after = float(cursor or 0)
+        found: list[Record] = []
+        more = 1
+        while more and len(found) < limit:
+            wanted = min(limit - len(found), BATCH_RECORDS)
+            asked = records.pack_listing(lane, states, after, wanted, _SCANNED)
+            reached, more, *ids = await self._run("list", (self._argv, asked))
+            after = records.unpack_float(reached) or 0.0
+            # A record may go, or change its state, between the two reads.
+            found += [
+                record
+                for record in await self.get(ids, want)
+                if record is not None and (not states or record.state in states)
+            ]
+        return Page(found, b"%d" % int(after) if more else b"")
+
+    async def replay(self, replays: Sequence[Replay]) -> Sequence[bool]:
+        results: list[bool] = []
+        for batch in _batches(replays):
+            args = [self._argv, *(records.pack_replay(replay) for replay in batch)]
+            results += [code == 1 for code in await self._run("replay", args)]
+        return results
+
+    async def purge(self, ids: Sequence[bytes]) -> int:
+        return sum([await self._run("purge", (self._argv, *batch)) for batch in _batches(ids)])
+
+    async def pause(self, paused: bool, lane: Lane = Lane.REQUESTS) -> None:
+        await self._run("pause", (self._argv, records.LANE_CODES[lane], int(paused)))
+
+    async def sweep(self, limit: int = 1000) -> Sequence[Change]:
+        changes: list[Change] = []
+        looked_at = 0
+        while len(changes) < limit and looked_at < 10 * limit:
+            wanted = min(limit - len(changes), BATCH_RECORDS)
+            due, told = await self._run("sweep", (self._argv, wanted))
+            changes += records.unpack_changes(told)
+            looked_at += due
+            if due < wanted:
+                break
+        return changes
+
+    async def counts(self, lane: Lane = Lane.REQUESTS) -> Counts:
+        flat, delayed, oldest = await self._run("counts", (self._argv, lane.value))
+        figures = {name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+        def figure(name: str) -> int:
+            return figures.get(f"{lane.value}.{name}", 0)
+
+        return Counts(
+            **{name: figure(name) for name in _COUNTED},
+            dead_letters=figure("dead"),
+            delayed=delayed + figure("blocked"),
+            bytes=figures.get("bytes", 0),
+            oldest_ready_at=records.unpack_float(oldest),
+            stale_settlements=figure("stale"),
+            paused=bool(figure("paused")),
+        )
+
+    async def secret(self, name: str, default: bytes) -> bytes:
+        key = b"%bsecret:%b" % (self._prefix, name.encode())
+        await self._link.command("SET", key, default, "NX")
+        kept: bytes = await self._link.command("GET", key)
+        return kept
+
+    # ------------------------------------------------------------ inside
+
+    async def _run(self, script: str, args: Sequence[Argument]) -> Any:
+        return await self._link.run(self._scripts[script], args)
+
+    async def _check_memory(self) -> None:
+        """See, once a second at most, whether the server is nearly full."""
+        now = asyncio.get_running_loop().time()
+        if now - self._memory_checked_at < MEMORY_CHECK_SECONDS:
+            return
+        self._memory_checked_at = now
+        info = _info(await self._link.ask("INFO", "memory") or b"")
+        most = int(info.get("maxmemory", 0))
+        self._is_memory_full = most > 0 and int(info.get("used_memory", 0)) > MEMORY_SHARE * most
+
+
+def judge_durability(config: dict[str, str], info: dict[str, str]) -> tuple[Durability, str]:
+    """What a commit survives, and why, from CONFIG (empty where it is hidden) and INFO."""
+    policy = config.get("maxmemory-policy") or info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        return Durability.NONE, f"evicts records: maxmemory-policy {policy}"
+    if "appendonly" not in config or "appendfsync" not in config:
+        return Durability.UNKNOWN, "persistence hidden"
+    if config["appendonly"] != "yes":
+        return Durability.NONE, "appendonly no"
+    if config["appendfsync"] == "always":
+        return Durability.POWER, "appendfsync always"
+    return Durability.PROCESS, f"appendfsync {config['appendfsync']}"
+
+
+def _info(text: bytes) -> dict[str, str]:
+    lines = text.decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _admitting_nothing(options: Options) -> Options:
+    return Options(
+        queue=options.queue,
+        max_backlog=options.max_backlog,
+        max_bytes=0,
+        answer_reserve_bytes=options.answer_reserve_bytes,
+        answer_ttl_seconds=options.answer_ttl_seconds,
+        dead_letter_ttl_seconds=options.dead_letter_ttl_seconds,
+    )
+
+
+def _admission(record: NewRecord, reply: bytes) -> Accepted | Existing | Refused:
+    if not reply:
+        return Accepted(record.id)
+    if reply == _BLOB_GONE:
+        raise StoreUnavailable("the blob of a request was gone before it was accepted")
+    return _REFUSALS.get(reply) or Existing(reply)
+
+
+def _request_bytes(record: NewRecord) -> int:
+    return len(record.body) if isinstance(record.body, bytes) else 0
+
+
+def _answer_bytes(settlement: Settlement) -> int:
+    answer = getattr(settlement, "answer", None)
+    return len(answer.body) if answer is not None and isinstance(answer.body, bytes) else 0
+
+
+def _no_bytes(_item: object) -> int:
+    return 0
+
+
+def _batches(items: Sequence[Item], size: Callable[[Item], int] = _no_bytes) -> Iterator[Sequence[Item]]:
+    """Split into batches of `BATCH_RECORDS` and about `BATCH_BYTES` at most."""
+    start = weight = 0
+    for index, item in enumerate(items):
+        weight += size(item)
+        if index > start and (index - start == BATCH_RECORDS or weight > BATCH_BYTES):
+            yield items[start:index]
+            start, weight = index, size(item)
+    if start < len(items):
+        yield items[start:]
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,126 @@
+"""Tells listeners and waiting leases what any process changed, as the scripts publish it.
+
+One connection subscribes to the queue's channel while somebody listens or waits. Redis does not
+repeat notices, so a lost one costs the slow re-read of whoever waits, never an answer.
+
+    notice = bits of the lanes that have something new to lease, then changes of state
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from openhqm.stores.base import Change, Lane
+from openhqm.stores.redis_link import CALL_SECONDS, Link
+from openhqm.stores.redis_records import LANE_CODES, LANES, unpack_changes
+
+Listener = Callable[[Sequence[Change]], None]
+
+QUIET_SECONDS = 2.0
+"""Silence after which the connection is asked whether it still lives."""
+
+RECONNECT_SECONDS = 0.5
+LINGER_SECONDS = 10.0
+"""How long the connection is kept when nobody listens or waits any more."""
+
+
+class Notices:
+    """Receives notices from *channel* over a connection of its own."""
+
+    def __init__(self, link: Link, channel: bytes) -> None:
+        self._link = link
+        self._channel = channel
+        self._listeners: list[Listener] = []
+        self._waiting: dict[Lane, set[asyncio.Event]] = {lane: set() for lane in LANES}
+        self._receiver: asyncio.Task[None] | None = None
+        self._needed_until = 0.0
+        self._closed = False
+
+    def add(self, listener: Listener) -> Callable[[], None]:
+        """Call *listener* with every batch of changes; returns the way to stop."""
+        self._listeners.append(listener)
+        self._need()
+
+        def stop() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return stop
+
+    @asynccontextmanager
+    async def waiter(self, lane: Lane) -> AsyncIterator[asyncio.Event]:
+        """An event set whenever *lane* may have something to lease, or on closing."""
+        event = asyncio.Event()
+        self._waiting[lane].add(event)
+        self._need()
+        try:
+            yield event
+        finally:
+            self._waiting[lane].discard(event)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._wake(LANES)
+        if self._receiver is not None:
+            self._receiver.cancel()
+            await asyncio.wait([self._receiver])
+
+    def _need(self) -> None:
+        if not self._closed and (self._receiver is None or self._receiver.done()):
+            self._receiver = asyncio.create_task(self._receive(), name="redis-notices")
+
+    def _is_needed(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._listeners or any(self._waiting.values()):
+            self._needed_until = now + LINGER_SECONDS
+        return now < self._needed_until
+
+    async def _receive(self) -> None:
+        while self._is_needed():
+            try:
+                await self._follow()
+            except (RedisError, OSError, TimeoutError):
+                # Waiters re-read meanwhile, and their own calls report the outage.
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _follow(self) -> None:
+        async with asyncio.timeout(CALL_SECONDS):
+            connection = await self._link.connect()
+        try:
+            await connection.send_command("SUBSCRIBE", self._channel)
+            while self._is_needed():
+                await self._next(connection)
+        finally:
+            await connection.disconnect(nowait=True)
+
+    async def _next(self, connection: AbstractConnection) -> None:
+        """Handle one message; a connection silent for long must answer a ping."""
+        try:
+            async with asyncio.timeout(QUIET_SECONDS):
+                message = await connection.read_response(disconnect_on_error=False)
+        except TimeoutError:
+            await connection.send_command("PING")
+            async with asyncio.timeout(QUIET_SECONDS):
+                message = await connection.read_response()
+        if message[0] == b"message":
+            self._tell(message[2])
+        elif message[0] == b"subscribe":
+            self._wake(LANES)  # what came before this was not heard
+
+    def _tell(self, notice: bytes) -> None:
+        if notice[0]:
+            self._wake([lane for lane, code in LANE_CODES.items() if notice[0] >> code & 1])
+        if self._listeners and len(notice) > 1:
+            changes = unpack_changes(notice, 1)
+            for listener in tuple(self._listeners):
+                listener(changes)
+
+    def _wake(self, lanes: Sequence[Lane]) -> None:
+        for lane in lanes:
+            for event in self._waiting[lane]:
+                event.set()

@@ -1,0 +1,275 @@
+"""The bytes that travel between `redis.py` and its Lua scripts, packed and read.
+
+Pure. The layouts are described in `redis_scripts/common.lua` and at the head of each script; both
+sides must change together, and `SCHEMA` with them when stored bytes change. Numbers are big-endian
+without padding; strings carry their length before them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from openhqm.stores.base import (
+    Answer,
+    BlobRef,
+    Body,
+    Change,
+    Finish,
+    Lane,
+    Lease,
+    NewRecord,
+    OnLost,
+    Options,
+    Record,
+    Replay,
+    Retry,
+    Settlement,
+    State,
+)
+from openhqm.stores.rules import body_bytes
+
+SCHEMA = 1
+"""Version of everything stored; a store with a newer one is refused."""
+
+STATES = tuple(State)
+LANES = tuple(Lane)
+STATE_CODES = {state: code for code, state in enumerate(STATES)}
+LANE_CODES = {lane: code for code, lane in enumerate(LANES)}
+ID_BYTES = 16
+
+# Flags, as in common.lua.
+_CANCEL_REQUESTED, _CALLBACK, _OWNS_REQUEST_BLOB, _KEYED, _SCOPED = 1, 2, 4, 256, 1024
+_NO_ANSWER, _INLINE, _BLOB = 0, 1, 2
+_FINISH, _RETRY, _RELEASE = 0, 1, 2
+
+_META = struct.Struct(">BHIIIddddddddBBBId")
+_FIXED = struct.Struct(">BBBId")
+_ACCEPT = struct.Struct(">16sHdddd")
+_SETTLE = struct.Struct(">16sIBBBBdd")
+_NUMBER = struct.Struct(">d")
+_LENGTH = struct.Struct(">I")
+_CHANGE = struct.Struct(">16sBBB")
+_LIMITS = struct.Struct(">ddddd")
+
+
+def pack_options(options: Options) -> bytes:
+    """ARGV[1] of every script."""
+    return _LIMITS.pack(
+        options.max_backlog,
+        options.max_bytes,
+        options.answer_reserve_bytes,
+        options.answer_ttl_seconds,
+        options.dead_letter_ttl_seconds,
+    )
+
+
+def pack_content(head: bytes, body: Body) -> bytes:
+    """A stored request or answer: length of head, head, kind, then the body or its blob."""
+    if isinstance(body, bytes):
+        return b"%b%b\0%b" % (_LENGTH.pack(len(head)), head, body)
+    blob = _NUMBER.pack(body.size) + body.name.encode()
+    return b"%b%b\1%b" % (_LENGTH.pack(len(head)), head, blob)
+
+
+def unpack_content(content: bytes) -> tuple[bytes, Body]:
+    end = 4 + _LENGTH.unpack_from(content)[0]
+    if content[end]:
+        size = int(_NUMBER.unpack_from(content, end + 1)[0])
+        return content[4:end], BlobRef(content[end + 9 :].decode(), size)
+    return content[4:end], content[end + 1 :]
+
+
+def _short(value: bytes | None) -> bytes:
+    """A string of at most 255 bytes with its length; None is empty."""
+    return b"\0" if value is None else bytes((len(value),)) + value
+
+
+def pack_new(record: NewRecord) -> bytes:
+    """The header `accept.lua` reads; the request itself is packed by `pack_content`."""
+    flags = 0
+    fingerprint = scope = blob = b"\0"
+    key = b"\0\0"
+    callback = b"\0\0\0\0"
+    if record.key is not None:
+        flags |= _KEYED
+        key = len(record.key).to_bytes(2) + record.key
+    if record.idempotency is not None:
+        flags |= _SCOPED
+        scope = _short(record.idempotency.scope)
+        fingerprint = _short(record.idempotency.fingerprint)
+    if record.callback is not None:
+        flags |= _CALLBACK
+        packed = pack_content(record.callback, b"")
+        callback = _LENGTH.pack(len(packed)) + packed
+    if isinstance(record.body, BlobRef):
+        flags |= _OWNS_REQUEST_BLOB
+        blob = _short(record.body.name.encode())
+    times = _ACCEPT.pack(
+        record.id,
+        flags,
+        max(record.delay_seconds, 0.0),
+        record.not_before or 0.0,
+        max(record.max_age_seconds, 0.0),
+        record.deadline or 0.0,
+    )
+    fixed = _FIXED.pack(
+        0,
+        record.priority,
+        0 if record.on_lost is OnLost.REPEAT else 1,
+        record.max_claims,
+        len(record.envelope) + body_bytes(record.body),
+    )
+    return b"".join((times, fingerprint, blob, callback, fixed, key, scope, b"\0", _short(record.replay_of)))
+
+
+def pack_settlement(settlement: Settlement) -> tuple[bytes, bytes]:
+    """Header and answer for `settle.lua`."""
+    if isinstance(settlement, Finish):
+        return _pack_finish(settlement)
+    if isinstance(settlement, Retry):
+        kind, sent, note = _RETRY, 1, settlement.note
+    else:
+        kind, sent, note = _RELEASE, 0, b""
+    header = _SETTLE.pack(
+        settlement.id, settlement.epoch, kind, 0, sent, _NO_ANSWER, max(settlement.delay_seconds, 0.0), 0.0
+    )
+    return b"%b\0%b%b" % (header, _LENGTH.pack(len(note)), note), b""
+
+
+def _pack_finish(finish: Finish) -> tuple[bytes, bytes]:
+    answer, kind, size, content = finish.answer, _NO_ANSWER, 0, b""
+    if answer is not None:
+        kind = _INLINE if isinstance(answer.body, bytes) else _BLOB
+        size = len(answer.head) + body_bytes(answer.body)
+        content = pack_content(answer.head, answer.body)
+    state = STATE_CODES[finish.state]
+    header = _SETTLE.pack(finish.id, finish.epoch, _FINISH, state, finish.sent, kind, 0.0, size)
+    reason = _short(finish.reason.encode()[:255])
+    return b"".join((header, reason, _LENGTH.pack(len(finish.note)), finish.note)), content
+
+
+def pack_lease(lane: Lane, limit: int, lease_seconds: float) -> bytes:
+    return struct.pack(">BId", LANE_CODES[lane], limit, lease_seconds)
+
+
+def pack_extension(id: bytes, epoch: int) -> bytes:
+    return struct.pack(">16sI", id, epoch)
+
+
+def pack_listing(lane: Lane, states: Sequence[State], after: float, limit: int, scan: int) -> bytes:
+    bits = sum(1 << STATE_CODES[state] for state in set(states) or STATES)
+    return struct.pack(">BBdII", LANE_CODES[lane], bits, after, limit, scan)
+
+
+def pack_replay(replay: Replay) -> bytes:
+    return struct.pack(">16s16sd", replay.id, replay.new_id, max(replay.max_age_seconds, 0.0))
+
+
+def pack_float(value: float) -> bytes:
+    return _NUMBER.pack(value)
+
+
+def unpack_float(packed: bytes) -> float | None:
+    """A number a script replied; "" is None."""
+    return float(_NUMBER.unpack(packed)[0]) if packed else None
+
+
+def _strings(meta: bytes) -> tuple[bytes | None, bytes | None, bytes | None, str]:
+    """key, parent, replay_of and reason of a record."""
+    at = _META.size + 2
+    end = at + int.from_bytes(meta[_META.size : at])
+    key = meta[at:end]
+    end += 1 + meta[end]  # the idempotency scope
+    at, end = end + 1, end + 1 + meta[end]
+    parent = meta[at:end]
+    at, end = end + 1, end + 1 + meta[end]
+    return key, parent or None, meta[at:end] or None, meta[end:].decode()
+
+
+def unpack_lease(id: bytes, meta: bytes, content: bytes, leased_at: float) -> Lease:
+    """A lease from the record as the lease made it."""
+    values = _META.unpack_from(meta)
+    flags, epoch, attempts, claims = values[1:5]
+    key, parent, _, _ = _strings(meta)
+    envelope, body = unpack_content(content)
+    return Lease(
+        id=id,
+        epoch=epoch,
+        attempt=attempts + 1,
+        claims=claims,
+        envelope=envelope,
+        body=body,
+        accepted_at=values[11],
+        deadline=values[12] or None,
+        key=key if flags & _KEYED else None,
+        priority=values[14],
+        parent=parent,
+        leased_at=leased_at,
+    )
+
+
+def unpack_record(
+    id: bytes,
+    meta: bytes,
+    position: int | None,
+    history: bytes | None,
+    request: bytes | None,
+    answer: bytes | None,
+) -> Record:
+    """A record from a reply of `read.lua`."""
+    (
+        code,
+        flags,
+        epoch,
+        attempts,
+        claims,
+        ready_at,
+        started_at,
+        finished_at,
+        expires_at,
+        _held,
+        _seq,
+        accepted_at,
+        deadline,
+        lane,
+        priority,
+        *_,
+    ) = _META.unpack_from(meta)
+    key, parent, replay_of, reason = _strings(meta)
+    state = STATES[code]
+    return Record(
+        id=id,
+        lane=LANES[lane],
+        state=state,
+        priority=priority,
+        attempts=attempts,
+        claims=claims,
+        epoch=epoch,
+        accepted_at=accepted_at,
+        ready_at=ready_at,
+        deadline=deadline or None,
+        started_at=started_at or None,
+        finished_at=finished_at or None,
+        expires_at=expires_at or None,
+        cancel_requested=bool(flags & _CANCEL_REQUESTED),
+        may_have_run=state in (State.CANCELLED, State.EXPIRED) and attempts > 0,
+        reason=reason,
+        history=history or b"",
+        key=key if flags & _KEYED else None,
+        parent=parent,
+        replay_of=replay_of,
+        position=position,
+        request=None if request is None else unpack_content(request),
+        answer=None if answer is None else Answer(*unpack_content(answer)),
+    )
+
+
+def unpack_changes(packed: bytes, at: int = 0) -> list[Change]:
+    """The changes of state a script made, as it published them."""
+    changes = []
+    while at < len(packed):
+        id, lane, state, length = _CHANGE.unpack_from(packed, at)
+        at += _CHANGE.size + length
+        changes.append(Change(id, STATES[state], LANES[lane], packed[at - length : at].decode()))
+    return changes

@@ -1,0 +1,19 @@
+-- Renew leases. ARGV[2]: lease seconds; then per lease id and epoch.
+-- Reply: per lease 0 lost, 1 held, 2 held and asked to cancel.
+
+local ends = NOW + unpack_('>d', ARGV[2])
+local ids, epochs, replies = {}, {}, {}
+for i = 3, #ARGV do ids[i - 2], epochs[i - 2] = unpack_('>c16I4', ARGV[i]) end
+load(ids)
+for i = 1, #ids do
+  local r = records[ids[i]]
+  if r and r.state == RUNNING and r.epoch == epochs[i] then
+    zadd('timers', ends, r.id)
+    replies[i] = has(r, CANCEL_REQUESTED) and 2 or 1
+  else
+    count(LANES[r and r.lane or 0] .. '.stale', 1)
+    replies[i] = 0
+  end
+end
+commit()
+return replies

@@ -1,0 +1,101 @@
+-- Take due records. ARGV[2]: lane, most records, lease seconds.
+-- Reply: seconds until the next delayed record is due ("" when none is), the time, then per lease
+-- its id, meta and request.
+
+local lane_code, limit, lease_seconds = unpack_('>BI4d', ARGV[2])
+local lane = LANES[lane_code]
+local ready, delayed = P .. lane .. ':ready', P .. lane .. ':delayed'
+local PROMOTED, EXAMINED = 1000, 1000
+
+local state = call('HMGET', P .. 'counts', lane .. '.paused', lane .. '.turn')
+if state[1] == '1' then return {'', pack('>d', NOW)} end
+local turn = tonumber(state[2]) or 0
+
+-- Records whose time has come join the ready ones, in their old place.
+local due = call('ZRANGE', delayed, '-inf', NOW, 'BYSCORE', 'LIMIT', 0, PROMOTED)
+if #due > 0 then
+  load(due)
+  local members = {}
+  for i = 1, #due do
+    local r = records[due[i]]
+    if r then
+      members[#members + 1] = (9 - r.priority) * LEVEL + r.seq
+      members[#members + 1] = r.id
+    end
+  end
+  call('ZREM', delayed, unpack(due))
+  if #members > 0 then call('ZADD', ready, unpack(members)) end
+end
+
+-- The record accepted first among the heads of all priorities; taken out of the ready set.
+local function take_oldest()
+  local oldest, least
+  for level = 0, 9 do
+    local floor = level * LEVEL
+    local head = call('ZRANGE', ready, string.format('%.0f', floor), string.format('(%.0f', floor + LEVEL),
+      'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+    if head[1] and (not least or tonumber(head[2]) - floor < least) then
+      oldest, least = head[1], tonumber(head[2]) - floor
+    end
+  end
+  call('ZREM', ready, oldest)
+  return {oldest}
+end
+
+local function pop(many)
+  local popped = call('ZPOPMIN', ready, many)
+  local ids = {}
+  for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
+  return ids
+end
+
+-- Up to *many* ids in the order they are to run; every eighth turn is the oldest record's.
+local function take(many)
+  local first = call('ZRANGE', ready, 0, 0, 'WITHSCORES')
+  if #first == 0 then return {} end
+  local last = call('ZRANGE', ready, -1, -1, 'WITHSCORES')
+  if math.floor(first[2] / LEVEL) == math.floor(last[2] / LEVEL) then return pop(many) end
+  if turn % 8 == 7 then return take_oldest() end
+  return pop(math.min(many, 7 - turn % 8))
+end
+
+local leases, requests = {}, {}
+local examined = 0
+while #leases < limit and examined < EXAMINED do
+  local ids = take(limit - #leases)
+  if #ids == 0 then break end
+  examined = examined + #ids
+  turn = turn + #ids
+  load(ids)
+  for i = 1, #ids do
+    local r = records[ids[i]]
+    if r and r.deadline > 0 and r.deadline <= NOW then
+      finish(r, EXPIRED, '', 0)
+    elseif r then
+      move(r, RUNNING)
+      r.epoch = r.epoch + 1
+      r.started_at = NOW
+      zadd('timers', NOW + lease_seconds, r.id)
+      notify(r, '')
+      leases[#leases + 1] = r
+      requests[#requests + 1] = P .. 'q:' .. r.id
+    end
+  end
+end
+
+local reply = {'', pack('>d', NOW)}
+if #leases > 0 then
+  count(lane .. '.turn', turn - (tonumber(state[2]) or 0))
+  local bodies = call('MGET', unpack(requests))
+  for i = 1, #leases do
+    local r = leases[i]
+    reply[#reply + 1] = r.id
+    reply[#reply + 1] = encode(r)
+    reply[#reply + 1] = bodies[i]
+  end
+else
+  local head = call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+  if head[2] then reply[1] = pack('>d', head[2] - NOW) end
+end
+commit()
+return reply

@@ -1,0 +1,37 @@
+-- Accept dead letters anew. ARGV[2..]: per replay old id, new id, max age. Reply: per replay 1 or 0.
+
+-- FIXED and the strings of *r*, less its reason, with *scope* gone and *replay_of* set.
+local function inherit(r)
+  local key, _, parent = strings(r)
+  return sub(r.rest, 1, STRINGS_AT - 1)
+    .. pack('>I2c0BBc0Bc0', #key, key, 0, #parent, parent, #r.id, r.id)
+end
+
+local function replay(old_id, new_id, max_age)
+  local old, new = load_one(old_id), load_one(new_id)
+  if new then
+    local _, _, _, replay_of = strings(new)
+    return replay_of == old_id and 1 or 0
+  end
+  if not old or old.state ~= FAILED or has(old, REPLAYED) then return 0 end
+  local flags = band(old.flags, KEYED + CALLBACK + OWNS_REQUEST_BLOB)
+  local r = create(new_id, flags, NOW, max_age > 0 and NOW + max_age or 0, next_seq(1), old.lane, old.priority,
+    old.request_bytes, inherit(old))
+  r.max_claims = old.max_claims
+  put('q:' .. new_id, call('GET', P .. 'q:' .. old_id))
+  if has(old, CALLBACK) then put('c:' .. new_id, call('GET', P .. 'c:' .. old_id)) end
+  lane_count(r, 'accepted', 1)
+  lane_count(r, 'replayed', 1)
+  lane_count(r, 'queued', 1)
+  count('bytes', r.held)
+  set(old, REPLAYED)
+  clear(old, OWNS_REQUEST_BLOB)
+  lane_count(old, 'dead', -1)
+  change(old)
+  return 1
+end
+
+local replies = {}
+for i = 2, #ARGV do replies[#replies + 1] = replay(unpack_('>c16c16d', ARGV[i])) end
+commit()
+return replies

@@ -1,0 +1,34 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.services import BINARIES, RedisServer, binary
+
+
+@pytest.fixture(scope="module", params=sorted(BINARIES))
+def redis_process(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisServer]:
+    """One durable server for a module's tests, once per product; they share its data."""
+    server = RedisServer(binary(request.param), tmp_path_factory.mktemp(request.param))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(redis_process: RedisServer) -> RedisServer:
+    """The module's server, emptied."""
+    with redis_process.client() as client:
+        client.flushall()
+        client.config_resetstat()
+    return redis_process
+
+
+@pytest.fixture
+def valkey_binary() -> Path:
+    return binary("valkey")
