@@ -42,8 +42,8 @@ from openhqm.waiters import Waiters
 
 log = structlog.get_logger("openhqm.acceptor")
 
-CallbackEncoder = Callable[[str], bytes]
-"""Checks a callback URL and returns what the Store keeps of it; raises BadRequest."""
+CallbackEncoder = Callable[[str, str], bytes]
+"""Checks a callback URL and returns what the Store keeps of it and of the handle; raises BadRequest."""
 
 
 class Acceptor:
@@ -75,7 +75,7 @@ class Acceptor:
         self._links = settings.ingress.reserved_prefix + "/v1/requests/"
         self.new_id = IdMint()
 
-    def callback(self, control: Control) -> bytes | None:
+    def callback(self, id: bytes, control: Control) -> bytes | None:
         """Check the callback a client asks for; None when it asks for none.
 
         Raises:
@@ -84,8 +84,11 @@ class Acceptor:
         if control.callback is None:
             return None
         if self._encode_callback is None:
-            raise BadRequest("OpenHQM-Callback: callbacks are not enabled here")
-        return self._encode_callback(control.callback)
+            raise BadRequest("OpenHQM-Callback: callbacks are not offered here")
+        try:
+            return self._encode_callback(control.callback, self._handles.handle(id))
+        except BadRequest as exc:
+            raise BadRequest(f"OpenHQM-Callback: {exc}") from exc
 
     async def accept(
         self,
@@ -164,11 +167,14 @@ class Acceptor:
             except (OSError, StoreUnavailable) as exc:
                 log.warning("blob.left_behind", error=str(exc))
 
-    async def answer(self, id: bytes, control: Control, decision: Decision, *, existing: bool) -> Reply:
+    async def answer(
+        self, id: bytes, control: Control, decision: Decision, *, existing: bool, to_head: bool = False
+    ) -> Reply:
         """Return the record's answer if it comes within the wait budget, else 202 with the links.
 
         Args:
             existing: the record was accepted earlier; its answer is given if it is there.
+            to_head: the client's method is HEAD.
         """
         wait_seconds = self._wait_seconds(control, decision)
         if wait_seconds > 0 or existing:
@@ -180,7 +186,7 @@ class Acceptor:
                 if record is None and existing:
                     raise ResponseExpired("the answer to this Idempotency-Key is no longer kept")
             if record is not None and record.state.is_final:
-                return await final_reply(record, self._store)
+                return await final_reply(record, self._store, to_head=to_head)
         return self.accepted_reply(id, applied=_preferences_applied(control, wait_seconds))
 
     def _wait_seconds(self, control: Control, decision: Decision) -> float:
@@ -211,11 +217,12 @@ class Acceptor:
         return replies.make(202, body, fields=fields)
 
 
-async def final_reply(record: Record, store: Store, *, fields: bytes = b"") -> Reply:
+async def final_reply(record: Record, store: Store, *, to_head: bool, fields: bytes = b"") -> Reply:
     """Return the answer of a final record: the app's own, or a problem that says why there is none.
 
     Args:
         record: read with its answer.
+        to_head: it answers a HEAD request.
         fields: header lines of ours to add to the app's.
 
     Raises:
@@ -225,12 +232,12 @@ async def final_reply(record: Record, store: Store, *, fields: bytes = b"") -> R
         return _no_answer(record)
     body = record.answer.body
     if isinstance(body, bytes):
-        return replies.stored(record.answer.head, body, fields=fields)
+        return replies.stored(record.answer.head, body, to_head=to_head, fields=fields)
     try:
         chunks = await replies.opened(store.blobs.read(body))
     except KeyError:
         raise ResponseExpired("the answer is no longer kept") from None
-    return replies.stored_stream(record.answer.head, chunks, body.size, fields=fields)
+    return replies.stored_stream(record.answer.head, chunks, body.size, to_head=to_head, fields=fields)
 
 
 def _no_answer(record: Record) -> Reply:

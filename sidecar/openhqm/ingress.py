@@ -162,10 +162,10 @@ class Ingress:
             raise Draining("this process is about to exit; the next try meets another one")
         check_size(inbound.declared, self._limits)
         control = read_control(inbound.pairs)
-        callback = self._acceptor.callback(control)
+        id = self._acceptor.new_id()
+        callback = self._acceptor.callback(id, control)
         await self._meet_expectation(inbound.request)
 
-        id = self._acceptor.new_id()
         scope = self._idempotency_scope(inbound, control)
         received = await read_body(
             inbound.request,
@@ -179,7 +179,9 @@ class Ingress:
         in_force = await self._acceptor.accept(
             id, envelope, received, control, decision, scope=scope, callback=callback
         )
-        return await self._acceptor.answer(in_force, control, decision, existing=in_force != id)
+        return await self._acceptor.answer(
+            in_force, control, decision, existing=in_force != id, to_head=inbound.method == b"HEAD"
+        )
 
     def _envelope(self, inbound: Inbound, decision: Decision, size: int) -> Envelope:
         head = request_head(

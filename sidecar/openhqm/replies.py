@@ -147,17 +147,26 @@ def stream(
     return StreamReply(status, head, chunks)
 
 
-def stored(head: bytes, body: bytes, *, fields: bytes = b"") -> Reply:
-    """Return an app's stored answer: its own status, headers and bytes, then *fields*."""
-    status, lines = _replayed(head, len(body))
+def stored(head: bytes, body: bytes, *, to_head: bool = False, fields: bytes = b"") -> Reply:
+    """Return an app's stored answer: its own status, headers and bytes, then *fields*.
+
+    Args:
+        to_head: it answers a HEAD request, whose Content-Length speaks of a body that is not there.
+    """
+    status, lines = _replayed(head, len(body), to_head)
     return Reply(status, lines + fields, body)
 
 
 def stored_stream(
-    head: bytes, chunks: AsyncGenerator[bytes, None], length: int, *, fields: bytes = b""
+    head: bytes,
+    chunks: AsyncGenerator[bytes, None],
+    length: int,
+    *,
+    to_head: bool = False,
+    fields: bytes = b"",
 ) -> StreamReply:
     """As `stored`, for a body of *length* bytes kept as a blob."""
-    status, lines = _replayed(head, length)
+    status, lines = _replayed(head, length, to_head)
     return StreamReply(status, lines + fields, chunks, length=length)
 
 
@@ -177,22 +186,21 @@ async def opened(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     return joined()
 
 
-def _replayed(head: bytes, length: int) -> tuple[int, bytes]:
+def _replayed(head: bytes, length: int, to_head: bool) -> tuple[int, bytes]:
     """Return status and header lines of a stored head, its framing true to the body we hold.
 
-    They differ when the request was a HEAD (length without a body) and is read by GET.
+    A stored Content-Length belongs to the answer of a HEAD: true for a HEAD, false for a GET.
     """
     status = int(head[9:12])
     lines = b"HTTP/1.1" + head[8:-2]
     if status in _BODILESS:
         return status, lines
-    line = b"\r\nContent-Length: %d" % length
     framed = _CONTENT_LENGTH.search(lines)
     if framed is None:
-        return status, lines + line[2:] + b"\r\n"
-    if framed[0].rpartition(b":")[2].strip() == b"%d" % length:
+        return status, lines + b"Content-Length: %d\r\n" % length
+    if to_head:
         return status, lines
-    return status, lines[: framed.start()] + line + lines[framed.end() :]
+    return status, lines[: framed.start()] + b"\r\nContent-Length: %d" % length + lines[framed.end() :]
 
 
 def date() -> bytes:

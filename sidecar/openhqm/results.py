@@ -92,7 +92,9 @@ class Results:
                 return await self._state(id, self._wait_seconds(query))
             case [b"", b"v1", b"requests", handle, b"response"]:
                 _allow(request, _READ)
-                return await self._response(self._verify(handle), self._wait_seconds(query))
+                return await self._response(
+                    self._verify(handle), self._wait_seconds(query), to_head=request.method == "HEAD"
+                )
             case [b"", b"v1", b"requests", handle, b"events"]:
                 _allow(request, _READ)
                 return await self._events(self._verify(handle))
@@ -114,12 +116,12 @@ class Results:
             await self._waiters.final(id, wait_seconds)
         return self._state_reply(_held(await self._waiters.read(id)))
 
-    async def _response(self, id: bytes, wait_seconds: float) -> Reply:
+    async def _response(self, id: bytes, wait_seconds: float, *, to_head: bool) -> Reply:
         record = _held(await self._waiters.final(id, wait_seconds))
         if not record.state.is_final:
             return self._state_reply(record, status=202)
         fields = b"OpenHQM-Correlation-Id: %b\r\n%b" % (id_text(id).encode(), NO_STORE)
-        return await final_reply(record, self._store, fields=fields)
+        return await final_reply(record, self._store, to_head=to_head, fields=fields)
 
     async def _cancel(self, id: bytes) -> Reply:
         """Cancel: 200 once it is cancelled, 202 while the app is still asked to stop, 409 if final."""

@@ -1,0 +1,469 @@
+"""What clients of the intercept port get, from 202 to the app's own answer."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.sidecar.intercepted import get, intercepting, post
+
+from openhqm.errors import BadRequest, StoreUnavailable
+from openhqm.lifecycle import Happening
+from openhqm.stores.base import BlobRef, OnLost, Options, State, Want
+from openhqm.stores.memory import MemoryStore
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
+
+
+async def test_a_post_is_stored_as_it_came_and_acknowledged_with_everything_needed_to_come_back():
+    async with intercepting(ingress={"forwarded_headers": False}) as port:
+        got = await port.send(
+            b"POST /orders?id=%41 HTTP/1.1\r\nHost: shop\r\nX-a: 1\r\n"
+            b"Content-Length: 3\r\nx-A: caf\xe9\r\n\r\nabc"
+        )
+
+        assert got.status == 202
+        assert await port.stored() == [
+            (
+                b"POST /orders?id=%41 HTTP/1.1\r\nHost: shop\r\nX-a: 1\r\n"
+                b"Content-Length: 3\r\nx-A: caf\xe9\r\n\r\n",
+                b"abc",
+            )
+        ]
+        correlation_id = got.json["correlation_id"]
+        assert got[b"openhqm-correlation-id"] == correlation_id.encode()
+        assert got.path == got.json["links"]["self"].encode()
+        assert got.path.startswith(b"/.openhqm/v1/requests/" + correlation_id.encode() + b".")
+        assert got[b"retry-after"] == b"1"
+        assert got[b"cache-control"] == b"no-store"
+        assert got[b"preference-applied"] is None
+        assert got[b"date"] is not None
+        assert [event.what for event in port.events] == [Happening.ACCEPTED]
+
+
+async def test_many_requests_share_a_connection_and_keep_their_order():
+    async with intercepting() as port:
+        connection = await port.connect()
+        connection.write(b"".join(post(b"/%d" % n, b"body %d" % n) for n in range(100)))
+        answers = [await connection.answer(b"POST") for _ in range(100)]
+        await connection.close()
+
+        ids = [answer.json["correlation_id"] for answer in answers]
+        assert ids == sorted(set(ids))
+        assert [body for _, body in await port.stored()] == [b"body %d" % n for n in range(100)]
+
+
+async def test_an_answer_within_the_wait_budget_is_the_apps_own():
+    async with intercepting(routes=[{"action": "queue", "wait_seconds": 5}]) as port:
+        waiting = asyncio.create_task(port.send(post(b"/a")))
+        lease = await port.lease()
+        await port.finish(lease, b"HTTP/1.1 418 I'm a teapot\r\nX-b: 1\r\nx-B: 2\r\n\r\n", b"\x00short\xff")
+        got = await waiting
+
+        assert got.head == b"HTTP/1.1 418 I'm a teapot\r\nX-b: 1\r\nx-B: 2\r\nContent-Length: 7\r\n\r\n"
+        assert got.body == b"\x00short\xff"
+
+
+@pytest.mark.parametrize(
+    ("prefer", "applied"),
+    [
+        (b"Prefer: wait=0", b"wait=0"),
+        (b"Prefer: respond-async", b"respond-async"),
+        (b"Prefer: respond-async, wait=0, return=minimal", b"respond-async, wait=0"),
+    ],
+)
+async def test_preferences_turn_a_held_request_into_202_and_say_so(prefer, applied):
+    async with intercepting(
+        routes=[{"action": "queue", "wait_seconds": 60}], ingress={"forwarded_headers": False}
+    ) as port:
+        got = await port.send(post(b"/a", b"", prefer))
+
+        assert (got.status, got[b"preference-applied"]) == (202, applied)
+        ((head, _),) = await port.stored()
+        assert (b"Prefer: return=minimal\r\n" in head) == (b"return" in prefer)
+        assert b"wait=" not in head
+
+
+async def test_a_wait_that_ends_without_an_answer_becomes_202_for_the_same_record():
+    async with intercepting(ingress={"max_wait_seconds": 0.05}) as port:
+        got = await port.send(post(b"/a", b"", b"Prefer: wait=600"))
+
+        assert (got.status, got[b"preference-applied"]) == (202, b"wait=0")
+        assert len(await port.stored()) == 1
+
+
+async def test_draining_turns_held_waits_into_202s_and_then_refuses():
+    async with intercepting(routes=[{"action": "queue", "wait_seconds": 60}]) as port:
+        waiting = asyncio.create_task(port.send(post(b"/a")))
+        await port.lease()
+
+        port.ingress.begin_drain()
+        port.waiters.drain()
+        held, later = await waiting, await port.send(post(b"/b"))
+        port.ingress.stop_accepting()
+        refused = await port.send(post(b"/c"))
+
+        assert (held.status, held[b"connection"]) == (202, b"close")
+        assert later.status == 202
+        assert (refused.status, refused[b"openhqm-error"], refused[b"connection"]) == (
+            503,
+            b"draining",
+            b"close",
+        )
+        assert refused[b"retry-after"] is not None
+        assert len(await port.stored()) == 2
+
+
+async def test_a_failed_request_without_an_answer_is_told_as_a_problem():
+    async with intercepting(routes=[{"action": "queue", "wait_seconds": 5}]) as port:
+        waiting = asyncio.create_task(port.send(post(b"/a")))
+        lease = await port.lease()
+        await port.finish(lease, state=State.FAILED, answer=None, reason="outcome-unknown")
+        got = await waiting
+
+        assert (got.status, got[b"openhqm-error"]) == (502, b"outcome-unknown")
+        assert got.json["correlation_id"] == got[b"openhqm-correlation-id"].decode()
+        assert got.json["may_have_run"] is True
+
+
+async def test_control_headers_and_routes_shape_the_record():
+    route = {"action": "queue", "priority": 2, "timeout_seconds": 7, "max_attempts": 1, "delivery": "repeat"}
+    async with intercepting(routes=[route]) as port:
+        lines = [b"OpenHQM-Key: k", b"OpenHQM-Delay: 60", b"OpenHQM-Deadline: 120"]
+        await port.send(post(b"/a", b"", *lines))
+        await port.send(post(b"/b", b"", b"OpenHQM-Priority: 9"))
+
+        first, second = (await port.store.list(want=Want.REQUEST)).records
+        assert (first.priority, first.key, second.priority) == (2, b"k", 9)
+        assert first.ready_at - first.accepted_at == pytest.approx(60)
+        assert first.deadline - first.accepted_at == pytest.approx(120)
+        assert second.deadline - second.accepted_at == pytest.approx(86_400)
+        lease = await port.lease()
+        assert lease.envelope.startswith(
+            b'{"v":1,"timeout_seconds":7.0,"max_attempts":1,"repeat":true,"peer":'
+        )
+
+
+class Recording(MemoryStore):
+    """Remembers what was asked to be accepted."""
+
+    def __init__(self) -> None:
+        super().__init__(Options())
+        self.asked = []
+
+    async def accept(self, records):
+        self.asked += records
+        return await super().accept(records)
+
+
+@pytest.mark.parametrize(
+    ("method", "delivery", "on_lost"),
+    [
+        (b"POST", "decide", OnLost.UNKNOWN),
+        (b"PATCH", "decide", OnLost.UNKNOWN),
+        (b"POST", "repeat", OnLost.REPEAT),
+        (b"PUT", "decide", OnLost.REPEAT),
+        (b"DELETE", "decide", OnLost.REPEAT),
+        (b"GET", "decide", OnLost.REPEAT),
+    ],
+)
+async def test_what_a_lost_lease_means_is_fixed_at_accept(method, delivery, on_lost):
+    store = Recording()
+    async with intercepting(store=store, routes=[{"action": "queue", "delivery": delivery}]) as port:
+        await port.send(post(b"/", method=method))
+
+        assert [record.on_lost for record in store.asked] == [on_lost]
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (b"OpenHQM-Priority: high", "OpenHQM-Priority"),
+        (b"OpenHQM-Callback: https://example.com", "OpenHQM-Callback"),
+        (b"OpenHQM-Key: a\r\nOpenHQM-Key: a", "OpenHQM-Key"),
+    ],
+)
+async def test_bad_control_headers_are_refused_by_name_and_the_connection_goes_on(line, named):
+    async with intercepting() as port:
+        connection = await port.connect()
+        connection.write(post(b"/a", b"x", line) + post(b"/b", b"y"))
+        refused, accepted = await connection.answer(), await connection.answer()
+        await connection.close()
+
+        assert (refused.status, refused[b"openhqm-error"]) == (400, b"bad-request")
+        assert named in refused.json["detail"]
+        assert accepted.status == 202
+        assert [body for _, body in await port.stored()] == [b"y"]
+
+
+async def test_callbacks_are_checked_with_the_handle_before_the_body_is_asked_for():
+    def encode(url: str, handle: str) -> bytes:
+        if "evil" in url:
+            raise BadRequest("not permitted")
+        return f"{url} {handle}".encode()
+
+    async with intercepting(encode_callback=encode) as port:
+        good = await port.send(post(b"/a", b"", b"OpenHQM-Callback: https://good.example/"))
+        bad = await port.send(
+            b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n"
+            b"OpenHQM-Callback: https://evil.example/\r\n\r\n"
+        )
+
+        assert good.status == 202
+        assert (bad.status, bad.interim) == (400, [])
+        assert bad.json["detail"] == "OpenHQM-Callback: not permitted"
+
+
+async def test_a_reject_route_refuses_and_stores_nothing():
+    async with intercepting(routes=[{"action": "reject", "match": {"prefix": "/admin"}}]) as port:
+        got = await port.send(post(b"/admin/x"))
+
+        assert (got.status, got[b"openhqm-error"]) == (403, b"rejected")
+        assert await port.stored() == []
+        assert [event.what for event in port.events] == [Happening.REFUSED]
+
+
+async def test_without_an_app_there_is_nothing_to_route_to():
+    async with intercepting(app_url=None) as port:
+        got = await port.send(post(b"/a"))
+
+        assert (got.status, got[b"openhqm-error"]) == (404, b"unknown-path")
+
+
+class TestIdempotencyKey:
+    """One record, one run per key, whoever retries."""
+
+    KEY = b'Idempotency-Key: "k1"'
+
+    async def test_the_retry_of_an_unfinished_request_gets_the_same_202(self):
+        async with intercepting() as port:
+            first = await port.send(post(b"/a", b"x", self.KEY))
+            again = await port.send(post(b"/a", b"x", self.KEY))
+
+            assert (first.status, again.status) == (202, 202)
+            assert first.path == again.path
+            ((head, _),) = await port.stored()
+            assert b'Idempotency-Key: "k1"\r\n' in head
+
+    async def test_the_retry_of_a_finished_request_gets_the_stored_answer(self):
+        async with intercepting() as port:
+            await port.send(post(b"/a", b"x", self.KEY))
+            await port.finish(await port.lease(), body=b"made")
+            again = await port.send(post(b"/a", b"x", self.KEY))
+
+            assert (again.status, again.body) == (200, b"made")
+            assert len((await port.store.list()).records) == 1
+
+    async def test_another_body_is_a_mismatch(self):
+        async with intercepting() as port:
+            await port.send(post(b"/a", b"x", self.KEY))
+            other = await port.send(post(b"/a", b"y", self.KEY))
+
+            assert (other.status, other[b"openhqm-error"]) == (422, b"idempotency-mismatch")
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            post(b"/a", b"x", KEY, b"Authorization: other"),
+            post(b"/a?q", b"x", KEY),
+            post(b"/a", b"x", KEY, method=b"PUT"),
+        ],
+    )
+    async def test_other_callers_paths_and_methods_have_keys_of_their_own(self, request_):
+        async with intercepting() as port:
+            first = await port.send(post(b"/a", b"x", self.KEY))
+            other = await port.send(request_)
+
+            assert first.json["correlation_id"] != other.json["correlation_id"]
+
+
+SMALL = {"spill_bytes": 1000, "ingress": {"max_body_bytes": 100_000, "forwarded_headers": False}}
+
+
+class TestBodies:
+    """Bodies of any size, under limits."""
+
+    @pytest.mark.parametrize("size", [0, 1, 1000, 1001, 100_000])
+    @pytest.mark.parametrize("chunked", [False, True])
+    async def test_a_body_is_stored_whole_inline_or_as_a_blob(self, size, chunked):
+        body = bytes(range(256)) * (size // 256 + 1)
+        body = body[:size]
+        data = _chunked(body, 777) if chunked else post(b"/", body)
+        async with intercepting(**SMALL) as port:
+            got = await port.send(data, b"POST")
+
+            assert got.status == 202
+            ((head, kept),) = await port.stored()
+            assert head == b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+            assert isinstance(kept, BlobRef) == (size > 1000)
+            if isinstance(kept, BlobRef):
+                kept = b"".join([chunk async for chunk in port.store.blobs.read(kept)])
+            assert kept == body
+
+    async def test_a_body_that_trickles_in_is_stored_whole(self):
+        async with intercepting(**SMALL) as port:
+            connection = await port.connect()
+            for byte in post(b"/", b"slowly"):
+                connection.write(bytes([byte]))
+                await asyncio.sleep(0)
+            got = await connection.answer()
+            await connection.close()
+
+            assert got.status == 202
+            assert [body for _, body in await port.stored()] == [b"slowly"]
+
+    async def test_a_declared_length_over_the_limit_is_refused_before_the_body(self):
+        async with intercepting(**SMALL) as port:
+            got = await port.send(
+                b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 100001\r\n\r\n"
+            )
+
+            assert (got.status, got[b"connection"], got.interim) == (413, b"close", [])
+
+    async def test_a_client_that_sends_a_refused_body_anyway_still_sees_the_answer(self):
+        """The lingering close: without it the kernel resets and the answer is lost."""
+        async with intercepting(**SMALL) as port:
+            got = await port.send(post(b"/", b"x" * 8_000_000))
+
+            assert (got.status, got[b"openhqm-error"]) == (413, b"body-too-large")
+
+    async def test_a_chunked_body_is_refused_when_it_grows_over_the_limit(self):
+        async with intercepting(**SMALL) as port:
+            got = await port.send(_chunked(b"x" * 100_001, 10_000).removesuffix(b"0\r\n\r\n"), b"POST")
+
+            assert (got.status, got[b"connection"]) == (413, b"close")
+            assert await port.stored() == []
+            assert await port.store.blobs.names() == []
+
+    async def test_continue_is_sent_after_admission_and_only_if_the_body_is_awaited(self):
+        async with intercepting() as port:
+            connection = await port.connect()
+            connection.write(
+                b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\nContent-Length: 3\r\n\r\n"
+            )
+            assert await connection.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.write(b"abc")
+            got = await connection.answer()
+            await connection.close()
+            at_once = await port.send(post(b"/", b"abc", b"Expect: 100-continue"))
+
+            assert (got.status, at_once.status, at_once.interim) == (202, 202, [])
+            assert b"Expect" not in (await port.stored())[0][0]
+
+    async def test_other_expectations_cannot_be_met(self):
+        async with intercepting() as port:
+            assert (await port.send(post(b"/", b"", b"Expect: 200-ok"))).status == 417
+
+    async def test_a_body_without_progress_ends_its_connection(self):
+        async with intercepting(ingress={"body_timeout_seconds": 0.05}) as port:
+            connection = await port.connect()
+            connection.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na")
+            got = await connection.answer()
+            await connection.close()
+
+            assert (got.status, got[b"openhqm-error"], got[b"connection"]) == (408, b"body-timeout", b"close")
+            assert await port.stored() == []
+
+    async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(self):
+        async with intercepting(**SMALL) as port:
+            connection = await port.connect()
+            connection.write(get(b"/", b"Expect: 100-continue", b"Content-Length: 50000", method=b"POST"))
+            await connection.reader.readuntil(b"\r\n\r\n")
+            connection.write(b"x" * 20_000)
+            await connection.close()
+            await port.send(post(b"/after"))
+
+            assert [head.split()[1] for head, _ in await port.stored()] == [b"/after"]
+            assert await port.store.blobs.names() == []
+
+    async def test_chunks_that_break_off_malformed_are_refused_at_once(self):
+        async with intercepting() as port:
+            connection = await port.connect()
+            connection.write(
+                get(b"/", b"Expect: 100-continue", b"Transfer-Encoding: chunked", method=b"POST")
+            )
+            await connection.reader.readuntil(b"\r\n\r\n")
+            connection.write(b"3\r\nabc\r\n")
+            connection.write(b"zz\r\n")
+            async with asyncio.timeout(5):
+                got = await connection.answer()
+                assert await connection.is_closed_by_server()
+            await connection.close()
+
+            assert got.status == 400
+            assert await port.stored() == []
+
+
+class Broken(MemoryStore):
+    """A store that cannot be reached."""
+
+    def __init__(self) -> None:
+        super().__init__(Options())
+
+    async def accept(self, records):
+        raise StoreUnavailable("disk full", 2.0)
+
+
+async def test_a_store_that_is_down_means_503_never_202():
+    async with intercepting(store=Broken()) as port:
+        got = await port.send(post(b"/a", b"x"))
+
+        assert (got.status, got[b"openhqm-error"], got[b"retry-after"]) == (503, b"store-unavailable", b"2")
+
+
+@pytest.mark.parametrize("options", [Options(max_backlog=1), Options(max_bytes=4000)])
+async def test_a_full_backlog_means_503_until_there_is_room(options):
+    async with intercepting(options=options) as port:
+        first, second = await port.send(post(b"/1", b"x" * 500)), await port.send(post(b"/2", b"x" * 1800))
+        await port.store.cancel((await port.store.list()).records[0].id)
+        await port.store.purge([record.id for record in (await port.store.list()).records])
+        third = await port.send(post(b"/3", b"x" * 500))
+
+        assert (first.status, second.status, third.status) == (202, 503, 202)
+        assert (second[b"openhqm-error"], second[b"retry-after"]) == (b"backlog-full", b"1")
+        assert [event.reason for event in port.events if event.what is Happening.REFUSED] == ["backlog-full"]
+
+
+async def test_a_client_that_leaves_while_it_waits_loses_nothing():
+    async with intercepting(routes=[{"action": "queue", "wait_seconds": 60}]) as port:
+        connection = await port.connect()
+        connection.write(post(b"/a"))
+        lease = await port.lease()
+        await connection.close()
+        await port.finish(lease, body=b"kept")
+
+        (record,) = await port.store.get([lease.id], Want.ANSWER)
+        assert record.answer.body == b"kept"
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "stays_open"),
+    [
+        (b"1.1", b"", True),
+        (b"1.1", b"Connection: close\r\n", False),
+        (b"1.0", b"", False),
+        (b"1.0", b"Connection: keep-alive\r\n", True),
+    ],
+)
+async def test_connections_persist_as_the_versions_rules_say(version, connection, stays_open):
+    data = b"POST / HTTP/%b\r\nHost: x\r\n%bContent-Length: 1\r\n\r\nx" % (version, connection)
+    async with intercepting() as port:
+        client = await port.connect()
+        client.write(data)
+        got = await client.answer()
+
+        assert got.status == 202
+        if stays_open:
+            client.write(data)
+            assert (await client.answer()).status == 202
+            assert got[b"connection"] == (b"keep-alive" if version == b"1.0" else None)
+        else:
+            assert await client.is_closed_by_server()
+            assert got[b"connection"] == b"close"
+        await client.close()
+
+
+def _chunked(body: bytes, size: int) -> bytes:
+    chunks = [body[n : n + size] for n in range(0, len(body), size)]
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return get(b"/", b"Transfer-Encoding: chunked", method=b"POST") + framed + b"0\r\n\r\n"
