@@ -54,6 +54,7 @@ app.command("pause", rich_help_panel=OPERATE)(running.pause)
 app.command("resume", rich_help_panel=OPERATE)(running.resume)
 app.command("check", rich_help_panel=SETUP)(process.check)
 app.command("settings", rich_help_panel=SETUP)(process.settings)
+app.command("backends", rich_help_panel=SETUP)(process.backends)
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
-"""`openhqm check`: what would stop `serve`, found without serving."""
+"""`openhqm check` and `openhqm backends`: what would stop `serve`, found without serving."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
 from urllib.parse import urlsplit
 
 from openhqm.errors import SettingsError, StoreUnavailable
@@ -60,3 +62,37 @@ async def _app(settings: Settings) -> Finding:
         return Finding("app", False, f"{settings.app.url}: {exc.strerror or exc}")
     writer.close()
     return Finding("app", True, f"{settings.app.url} takes connections")
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One scheme of `store.url`.
+
+    Args:
+        install: the command that brings its client library, "" when none is needed.
+        summary: the first line of its module's docstring, "" while it cannot be imported.
+    """
+
+    url: str
+    installed: bool
+    install: str
+    summary: str
+
+
+def known_backends() -> list[Backend]:
+    """List the schemes built in, then those of other distributions."""
+    built_in = [
+        _backend(scheme, target, f"pip install 'openhqm[{extra}]'" if extra else "")
+        for scheme, (target, extra) in registry.STORES.items()
+    ]
+    others = [_backend(entry.name, entry.value, "") for entry in entry_points(group=registry.ENTRY_POINTS)]
+    return built_in + others
+
+
+def _backend(scheme: str, target: str, install: str) -> Backend:
+    url = "memory:" if scheme == "memory" else f"{scheme}://"
+    try:
+        module = import_module(target.partition(":")[0])
+    except ModuleNotFoundError:
+        return Backend(url, False, install, "")
+    return Backend(url, True, install, (module.__doc__ or "").partition("\n")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import sys
 from pathlib import Path
@@ -119,6 +120,19 @@ def check(app: App = None, store: StoreUrl = None, config: Config = None, json: 
         marks = {True: "[green]ok[/green]", False: "[red]FAILED[/red]"}
         show.table(("what", "", ""), [(f.what, marks[f.ok], show.escape(f.detail)) for f in findings], "")
     raise typer.Exit(0 if all(f.ok for f in findings) else 1)
+
+
+def backends(json: AsJson = False) -> None:
+    """List the stores that a URL can name, and what to install for them."""
+    from openhqm.cli import show
+    from openhqm.cli.checks import known_backends
+
+    found = known_backends()
+    if json:
+        show.as_json([dataclasses.asdict(backend) for backend in found])
+    else:
+        rows = [(b.url, "installed" if b.installed else show.escape(b.install), b.summary) for b in found]
+        show.table(("url", "", ""), rows, "")
 
 
 def _flags(given: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,346 @@
+"""The command line: what people and scripts see, and one helpful line when something is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
+from typer.testing import CliRunner, Result
+
+from openhqm.admin import build_admin_app
+from openhqm.cli import app, process
+from openhqm.cli.client import CallFailed, call
+from openhqm.cli.show import duration, escape
+from openhqm.cli.top import render, spark
+from openhqm.envelope import Envelope
+from openhqm.handles import IdMint
+from openhqm.lifecycle import Lifecycle
+from openhqm.settings import Settings
+from openhqm.stats import Stats
+from openhqm.stores.base import Answer, Finish, NewRecord, Options, State
+from openhqm.stores.memory import MemoryStore
+
+COMMANDS = [
+    "serve",
+    "demo",
+    "submit",
+    "get",
+    "cancel",
+    "list",
+    "top",
+    "dlq",
+    "pause",
+    "resume",
+    "check",
+    "settings",
+    "backends",
+]  # fmt: skip
+
+
+class Running:
+    """A running openhqm, as far as the command line can tell."""
+
+    def __init__(self, store: MemoryStore, stats: Stats, url: str) -> None:
+        self.store = store
+        self.stats = stats
+        self.url = url
+
+    async def run(self, *arguments: str, input: bytes | None = None) -> Result:
+        """Invoke a command; in a thread, because it waits for the server on this loop."""
+        environ = {"OPENHQM_ADMIN_URL": self.url, "COLUMNS": "200"}
+        return await asyncio.to_thread(CliRunner().invoke, app, arguments, input=input, env=environ)
+
+    async def json(self, *arguments: str) -> Any:
+        result = await self.run(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    async def queued(self) -> str:
+        id = uuid.uuid4()
+        head = b"POST /orders HTTP/1.1\r\nHost: a\r\n\r\n"
+        await self.store.accept([NewRecord(id=id.bytes, envelope=Envelope(head).encode(), body=b"[red]x")])
+        return str(id)
+
+    async def dead_letter(self) -> str:
+        id = await self.queued()
+        [lease] = await self.store.lease(1, lease_seconds=30, wait_seconds=0)
+        answer = Answer(b"HTTP/1.1 500 No\r\n\r\n", b"\x00no")
+        note = b'{"attempt":1,"status":500}'
+        await self.store.settle(
+            [Finish(lease.id, lease.epoch, State.FAILED, answer, "attempts-used-up", note)]
+        )
+        return id
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Running]:
+    store = MemoryStore(Options())
+    await store.open()
+    stats = Stats(store, None, concurrency=8)
+    async with TestServer(build_admin_app(Settings(), store, stats, Lifecycle(), IdMint())) as server:
+        yield Running(store, stats, f"http://127.0.0.1:{server.port}")
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+
+
+# --- help and mistakes ------------------------------------------------------------------------------
+
+
+def test_help_names_every_command() -> None:
+    shown = invoke("--help").stdout
+
+    assert all(f" {command} " in shown for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "dlq list", "dlq show", "dlq replay", "dlq purge"])
+def test_every_command_explains_itself(command: str) -> None:
+    result = invoke(*command.split(), "--help")
+
+    assert result.exit_code == 0
+    assert "Usage: " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["serve", "--app", "ftp://x"], 2, "openhqm: app.url: must be http://host:port without a path; the app's own paths are kept"),
+        (["serve", "--config", "/nowhere.yaml"], 2, "openhqm: /nowhere.yaml: No such file or directory"),
+        (["list", "--admin", "http://127.0.0.1:1"], 1,
+         "openhqm: no openhqm is listening on http://127.0.0.1:1; start one with: openhqm serve --app http://127.0.0.1:8080"),
+        (["dlq", "replay"], 1, "openhqm: name dead letters by id, or say --all"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_an_exit_code(arguments: Sequence[str], code: int, line: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "openhqm", *arguments], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr, done.stdout) == (code, f"{line}\n", "")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:16000", "https://127.0.0.1", "http://", "http://a:b", "nonsense"])
+def test_addresses_that_are_none_are_explained(url: str) -> None:
+    with pytest.raises(CallFailed, match="is not an address like"):
+        call(url, "GET", "/")
+
+
+async def test_another_server_on_the_port_is_noticed() -> None:
+    async with TestServer(web.Application()) as server:
+        result = await asyncio.to_thread(invoke, "list", "--admin", f"http://127.0.0.1:{server.port}")
+
+    assert isinstance(result.exception, CallFailed)
+    assert "answered 404, not like an openhqm does" in str(result.exception)
+
+
+# --- requests ---------------------------------------------------------------------------------------
+
+
+async def test_requests_are_listed(running: Running) -> None:
+    queued, dead = await running.queued(), await running.dead_letter()
+
+    shown = (await running.run("list")).stdout
+    page = await running.json("list", "--state", "failed")
+
+    assert queued in shown
+    assert dead in shown
+    assert "POST /orders" in shown
+    assert [record["id"] for record in page["records"]] == [dead]
+
+
+async def test_a_long_list_says_how_to_go_on(running: Running) -> None:
+    ids = [await running.queued() for _ in range(3)]
+
+    first = await running.json("list", "-n", "2")
+    shown = (await running.run("list", "-n", "2")).stdout
+    rest = await running.json("list", "--cursor", first["cursor"])
+
+    assert f"more: --cursor {first['cursor']}" in shown
+    assert [record["id"] for record in rest["records"]] == ids[2:]
+
+
+async def test_an_empty_list_is_a_sentence(running: Running) -> None:
+    assert (await running.run("dlq", "list")).stdout == "no dead letters\n"
+
+
+async def test_a_request_is_shown_with_attempts_and_messages(running: Running) -> None:
+    dead = await running.dead_letter()
+
+    shown = (await running.run("get", dead)).stdout
+
+    for words in (dead, "attempts-used-up", "attempt 1", "status=500", "POST /orders", "[red]x"):
+        assert words in shown
+
+
+async def test_an_answers_body_is_written_untouched(running: Running) -> None:
+    dead = await running.dead_letter()
+
+    assert (await running.run("get", dead, "--body")).stdout_bytes == b"\x00no"
+
+
+async def test_get_waits_until_it_is_final(running: Running) -> None:
+    id = await running.queued()
+    waiting = asyncio.create_task(running.json("get", id, "--wait", "30"))
+    [lease] = await running.store.lease(1, lease_seconds=30, wait_seconds=0)
+    await running.store.settle([Finish(lease.id, lease.epoch, State.DONE)])
+
+    assert (await waiting)["state"] == "done"
+
+
+async def test_cancel(running: Running) -> None:
+    id, dead = await running.queued(), await running.dead_letter()
+
+    # The queued one was leased first and died; the other is still waiting.
+    states = {(await running.json("get", each))["state"]: each for each in (id, dead)}
+    waiting = states["queued"]
+    first, again = await running.run("cancel", waiting), await running.run("cancel", states["failed"])
+
+    assert (first.stdout, again.stdout) == ("cancelled\n", "too late: it is failed\n")
+
+
+async def test_submit_sends_through_the_queue_and_tells_how_to_go_on(running: Running) -> None:
+    seen: dict[str, Any] = {}
+
+    async def accept(request: web.Request) -> web.Response:
+        seen.update(method=request.method, path=request.path_qs, body=await request.read())
+        seen.update(request.headers)
+        headers = {"Location": "/.openhqm/v1/requests/abc.k.m", "OpenHQM-Correlation-Id": "abc"}
+        return web.Response(status=202, headers=headers)
+
+    ingress = web.Application()
+    ingress.router.add_route("*", "/{path:.*}", accept)
+    async with TestServer(ingress) as server:
+        running.stats.ports = {"ingress": server.port or 0}
+        result = await running.run("submit", "/orders?dry=1", "-d", "@-", "-H", "X-A: b", input=b"\x00{}")
+
+    assert (seen["method"], seen["path"], seen["body"]) == ("POST", "/orders?dry=1", b"\x00{}")
+    assert (seen["X-A"], seen["Prefer"]) == ("b", "respond-async")
+    assert "openhqm get --body --wait 60 abc" in result.stdout
+
+
+# --- dead letters, pause, figures -------------------------------------------------------------------
+
+
+async def test_dead_letters_are_shown_replayed_and_purged(running: Running) -> None:
+    dead, other = await running.dead_letter(), await running.dead_letter()
+
+    shown = (await running.run("dlq", "show", dead)).stdout
+    replayed = await running.json("dlq", "replay", dead)
+    refused = (await running.run("dlq", "replay", dead)).stdout
+    purged = await running.run("dlq", "purge", "--all", "--yes")
+
+    assert "attempts-used-up" in shown
+    assert [pair["id"] for pair in replayed["replayed"]] == [dead]
+    assert f"{dead} is not a dead letter, or was replayed before" in refused
+    assert purged.stdout == "deleted 2\n"
+    assert await running.store.get([uuid.UUID(other).bytes]) == [None]
+
+
+async def test_purging_everything_asks_first(running: Running) -> None:
+    await running.dead_letter()
+
+    result = await running.run("dlq", "purge", "--all", input=b"n\n")
+
+    assert result.exit_code == 1
+    assert (await running.store.counts()).dead_letters == 1
+
+
+async def test_pause_and_resume(running: Running) -> None:
+    assert (await running.run("pause")).stdout == "requests paused\n"
+    assert (await running.store.counts()).paused
+    assert (await running.json("resume", "--lane", "requests")) == {"lane": "requests", "paused": False}
+
+
+async def test_top_shows_the_figures(running: Running) -> None:
+    await running.queued()
+
+    shown = (await running.run("top", "--once")).stdout
+
+    for words in ("backlog", "dead letters", "durability none", "in flight", "breaker"):
+        assert words in shown
+    assert (await running.json("top"))["backlog"] == 1
+
+
+async def test_top_draws_the_backlog(running: Running) -> None:
+    render(await running.stats.read(), [1, 2, 3])
+
+    assert spark([0, 4, 8]) == " ▄█"
+    assert spark([]) == ""
+
+
+async def test_settings_of_the_running_process(running: Running) -> None:
+    shown = (await running.run("settings", "--running")).stdout
+
+    assert yaml.safe_load(shown)["egress"]["concurrency"] == 8
+
+
+# --- without a running process ----------------------------------------------------------------------
+
+
+def test_settings_are_printed_in_every_format(tmp_path: Path) -> None:
+    config = tmp_path / "openhqm.yaml"
+    config.write_text("egress: {concurrency: 3}\nhandle: {keys: [hunter2-hunter2-hunter2]}\n")
+
+    values = invoke("settings", "--config", str(config)).stdout
+
+    assert yaml.safe_load(values)["egress"]["concurrency"] == 3
+    assert "hunter2" not in values
+    assert invoke("settings", "-f", "markdown").stdout.startswith("# Settings")
+    assert "OPENHQM_EGRESS__CONCURRENCY=8" in invoke("settings", "-f", "env").stdout
+    assert json.loads(invoke("settings", "-f", "schema").stdout)["type"] == "object"
+
+
+def test_backends_say_what_to_install() -> None:
+    found = {backend["url"]: backend for backend in json.loads(invoke("backends", "--json").stdout)}
+
+    assert found["memory:"]["installed"]
+    assert found["redis://"]["install"] == "pip install 'openhqm[redis]'"
+
+
+@pytest.fixture
+def memory_store(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    monkeypatch.setenv("OPENHQM_STORE__REQUIRE_DURABILITY", "none")
+    return lambda: None
+
+
+@pytest.mark.usefixtures("memory_store")
+async def test_check_tells_what_works_and_what_does_not() -> None:
+    async with TestServer(web.Application()) as server:
+        good = await asyncio.to_thread(
+            invoke, "check", "--json", "--store", "memory:", "--app", f"http://127.0.0.1:{server.port}"
+        )
+    port = unused_port()
+    bad = await asyncio.to_thread(
+        invoke, "check", "--json", "--store", "odd://x", "--app", f"http://127.0.0.1:{port}"
+    )
+
+    assert (good.exit_code, [found["ok"] for found in json.loads(good.stdout)]) == (0, [True, True, True])
+    assert (bad.exit_code, [found["ok"] for found in json.loads(bad.stdout)]) == (1, [True, False, False])
+    assert "unknown scheme 'odd'" in json.loads(bad.stdout)[1]["detail"]
+
+
+def test_flags_become_nested_settings() -> None:
+    assert process._flags({"app.url": "http://a", "mode": "egress", "store.url": None, "app.x": 1}) == {
+        "app": {"url": "http://a", "x": 1},
+        "mode": "egress",
+    }
+
+
+def test_text_from_outside_is_neither_markup_nor_terminal_control() -> None:
+    assert escape("[red]a\x1b[2J\nb") == "\\[red]a\\x1b\\[2J\nb"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(-1, "0 s"), (59, "59 s"), (90, "2 min"), (7200, "2 h"), (172_800, "2 d")]
+)
+def test_durations_are_short(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
