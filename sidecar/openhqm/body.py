@@ -84,7 +84,7 @@ async def read_body(
         blobs, record_id, limits, spill=declared is not None and declared > limits.inline_bytes, hashed=hashed
     )
     try:
-        while chunk := await _next_chunk(content.readany, limits.timeout_seconds):
+        while chunk := await next_chunk(content.readany, limits.timeout_seconds):
             await sink.write(chunk)
         return await sink.finish()
     except BaseException:
@@ -98,7 +98,21 @@ async def send_continue(request: BaseRequest) -> None:
         await request.writer.write(CONTINUE)
 
 
-async def _next_chunk(read: Callable[[], Awaitable[bytes]], timeout_seconds: float) -> bytes:
+async def next_chunk(read: Callable[[], Awaitable[bytes]], timeout_seconds: float) -> bytes:
+    """Return what came of a body, b"" at its end.
+
+    Args:
+        read: a method of the request's content.
+
+    Raises:
+        BodyTimeout: nothing came for *timeout_seconds*.
+        BadRequest: the body is malformed.
+        ConnectionError: the client left.
+    """
+    """Return the next piece of a body, b"" at its end.
+
+    Raises: BodyTimeout, BadRequest and ConnectionError, as `read_body`.
+    """
     try:
         async with asyncio.timeout(timeout_seconds):
             return await read()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs
 from aiohttp.web import BaseRequest
@@ -34,6 +34,7 @@ from openhqm.errors import (
 )
 from openhqm.headers import Forwarding, Pair, request_head
 from openhqm.lifecycle import Event, Happening, Lifecycle
+from openhqm.passthrough import Passthrough
 from openhqm.replies import Reply
 from openhqm.routes import Action, Decision, Routes
 from openhqm.settings import Settings
@@ -46,12 +47,6 @@ _UPGRADES = frozenset({"websocket"})
 
 Surface = Callable[[BaseRequest, bytes], Awaitable[Reply]]
 """Serves paths of ours: gets the request and its raw target."""
-
-
-class Passthrough(Protocol):
-    """Streams a request to the app and the answer back (`passthrough.py`)."""
-
-    async def handle(self, request: BaseRequest) -> Reply: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +149,24 @@ class Ingress:
         return None
 
     async def _pass(self, inbound: Inbound, passthrough: Passthrough) -> Reply:
-        return await passthrough.handle(inbound.request)
+        request = inbound.request
+        head = request_head(
+            inbound.method,
+            inbound.target,
+            inbound.pairs,
+            length=inbound.declared,
+            chunked=inbound.framed and inbound.declared is None,
+            peer=inbound.peer,
+            forwarding=self._forwarding,
+            consume_prefer=False,
+        )
+        awaits = expects_continue(request)
+        return await passthrough.handle(
+            request,
+            head,
+            upgrade=inbound.upgrade,
+            before_body=partial(send_continue, request) if awaits else None,
+        )
 
     async def _queue(self, inbound: Inbound, decision: Decision) -> Reply:
         """Admit, read, store, answer; in this order, so that what is refused is refused unread."""
@@ -164,8 +176,8 @@ class Ingress:
         control = read_control(inbound.pairs)
         id = self._acceptor.new_id()
         callback = self._acceptor.callback(id, control)
-        await self._meet_expectation(inbound.request)
-
+        if expects_continue(inbound.request):
+            await send_continue(inbound.request)
         scope = self._idempotency_scope(inbound, control)
         received = await read_body(
             inbound.request,
@@ -205,14 +217,6 @@ class Ingress:
             return None
         identity = b"\n".join(v for n, v in inbound.pairs if n.lower() == self._identity_header)
         return idempotency_scope(identity, inbound.method, inbound.target, control.idempotency_key)
-
-    async def _meet_expectation(self, request: BaseRequest) -> None:
-        expectation = request.headers.get(hdrs.EXPECT)
-        if expectation is None or request.version == HttpVersion10:
-            return  # HTTP/1.0 knows no 100 (RFC 9110 section 10.1.1)
-        if expectation.lower() != "100-continue":
-            raise ExpectationFailed("Expect: only 100-continue can be met")
-        await send_continue(request)
 
     def _refuse(self, request: BaseRequest, error: OpenHQMError) -> Reply:
         kind = problems.kind_of(error)
@@ -262,6 +266,20 @@ def validate(request: BaseRequest) -> Inbound:
         coding is not None or length is not None,
         upgrade is not None and _wants_upgrade(upgrade, request),
     )
+
+
+def expects_continue(request: BaseRequest) -> bool:
+    """Whether the client waits for 100 Continue before it sends its body.
+
+    Raises:
+        ExpectationFailed: it expects something else.
+    """
+    expectation = request.headers.get(hdrs.EXPECT)
+    if expectation is None or request.version == HttpVersion10:
+        return False  # HTTP/1.0 knows no 100 (RFC 9110 section 10.1.1)
+    if expectation.lower() != "100-continue":
+        raise ExpectationFailed("Expect: only 100-continue can be met")
+    return True
 
 
 def _bad_target(method: bytes, target: bytes) -> Malformed | NotSupported:

@@ -21,6 +21,7 @@ from openhqm.http1 import Client
 from openhqm.ingress import Ingress
 from openhqm.intercept import build_server
 from openhqm.lifecycle import Event, Lifecycle
+from openhqm.passthrough import Passthrough
 from openhqm.results import Results
 from openhqm.settings import Settings
 from openhqm.stores.base import Answer, Finish, Lease, Options, State, Store, Want
@@ -163,11 +164,6 @@ def post(path: bytes, body: bytes = b"", *lines: bytes, method: bytes = b"POST")
     return get(path, b"Content-Length: %d" % len(body), *lines, method=method) + body
 
 
-class NoPass:
-    async def handle(self, request):
-        raise AssertionError("passed")
-
-
 @asynccontextmanager
 async def intercepting(
     app_url: str | None = "http://127.0.0.1:9",
@@ -200,12 +196,13 @@ async def intercepting(
     acceptor = Acceptor(model, store, encode_callback=encode_callback, **parts)
     results = Results(model.ingress, store, **parts)
     client = Client(app_url) if app_url else None
+    passthrough = Passthrough(client, model) if client else None
     ingress = Ingress(
         model,
         store,
         acceptor,
         lifecycle=lifecycle,
-        passthrough=NoPass() if client else None,
+        passthrough=passthrough,
         surfaces={model.ingress.reserved_prefix.encode(): results.handle},
     )
     server = build_server(ingress.handle, model.ingress)
@@ -225,6 +222,8 @@ async def intercepting(
         listener.close()
         await waiters.close()
         await drain_rate.close()
+        if passthrough is not None:
+            await passthrough.close(0)
         await server.shutdown(1)
         if client is not None:
             await client.close()
