@@ -50,6 +50,11 @@ class Waiters:
             for waiter in waiters:
                 waiter.wake()
 
+    @property
+    def waiting(self) -> int:
+        """Records that somebody waits for now."""
+        return len(self._waiting)
+
     async def read(self, id: bytes, *, answer: bool = False) -> Record | None:
         """Read one record, in one batch with everything read in the same tick.
 
