@@ -22,6 +22,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import AsyncIterator
+from functools import partial
 from urllib.parse import urlsplit
 
 from openhqm.errors import AppConnectionLost, AppTimeout, AppUnreachable
@@ -104,7 +105,9 @@ class Client:
         timeout_seconds: float,
         upgrade: bool = False,
     ) -> Response:
-        """Send one request, once, and return the answer as soon as its head is there.
+        """Send one request, once; `Response.arrive` waits for the head of the answer.
+
+        The head leaves at once and the body as it comes, also while the answer already arrives.
 
         Args:
             timeout_seconds: from the last byte sent to the head of the answer; the rest of the
@@ -120,13 +123,10 @@ class Client:
             connection.send(head, body)
         else:
             self._begin(connection, response, math.inf)
-            loop = asyncio.get_running_loop()
-            connection.send_head(head)  # the app may answer without waiting for a slow body
+            connection.send_head(head)
             connection.send_stream(
-                b"", body, lambda: connection.set_deadline(response, loop.time() + timeout_seconds)
+                b"", body, partial(self._expect_head, connection, response, timeout_seconds)
             )
-        await response.wait()
-        response.lift_deadline()
         return response
 
     async def close(self) -> None:
@@ -166,6 +166,10 @@ class Client:
         self._busy.add(connection)
         if self._timer is None:
             self._watch()
+
+    def _expect_head(self, connection: Connection, response: Response, timeout_seconds: float) -> None:
+        if not response.head_complete:
+            connection.set_deadline(response, asyncio.get_running_loop().time() + timeout_seconds)
 
     # -- for Connection -----------------------------------------------------------------------
 

@@ -122,8 +122,13 @@ class Response:
         self._buffered = 0
         return data
 
-    def lift_deadline(self) -> None:
-        """Let the rest of the answer take as long as it likes."""
+    async def arrive(self) -> None:
+        """Wait for the head after `Client.stream`; what follows may take as long as it likes.
+
+        Raises:
+            AppTimeout, AppConnectionLost, AppAnswerInvalid: there is no answer.
+        """
+        await self.wait()
         self._connection.set_deadline(self, math.inf)
 
     def close(self) -> None:
@@ -147,7 +152,7 @@ class Response:
         """Wait until there is more to take than was asked for. Cancellation ends the connection."""
         if self._error is not None:
             raise self._error
-        if self.complete:
+        if self._is_enough():
             return
         self._waiter = asyncio.get_running_loop().create_future()
         try:
@@ -162,12 +167,13 @@ class Response:
         self._pieces.append(piece)
         self._buffered += len(piece)
 
+    def _is_enough(self) -> bool:
+        return self.complete or (self.head_complete and self._buffered > self._threshold)
+
     def _wake(self) -> bool:
         """Tell the waiter, if there is one and enough has come. Returns whether to keep reading."""
         waiter = self._waiter
-        if waiter is not None and (
-            self.complete or (self.head_complete and self._buffered > self._threshold)
-        ):
+        if waiter is not None and self._is_enough():
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)
@@ -288,7 +294,10 @@ class Connection(asyncio.Protocol):
         if self._response is response:
             self._detach()
             response._fail(AppConnectionLost("the answer was given up"))
-            self.abort()
+            if response.framing is Framing.UPGRADE:
+                self._close()  # what was written before still goes out
+            else:
+                self.abort()
 
     def fail(self, error: BaseException) -> None:
         """End the exchange with *error*, and the connection with it."""

@@ -76,7 +76,8 @@ async def test_the_answer_is_stored_as_the_app_sent_it() -> None:
     """Reason, case, order, duplicates and bytes above 0x7f stay; hop-by-hop headers and framing go."""
     raw = (
         b"HTTP/1.1 201 Cr\xe9\xe9\r\nX-Dup: caf\xe9\r\nConnection: X-Hop, keep-alive\r\nx-hop: 1\r\n"
-        b"x-dup:b\r\nSet-Cookie: a=1\r\nKeep-Alive: timeout=5\r\ncontent-length: 2\r\nSet-Cookie: b=2\r\n\r\nok"
+        b"x-dup:b\r\nSet-Cookie: a=1\r\nKeep-Alive: timeout=5\r\ncontent-length: 2\r\n"
+        b"Set-Cookie: b=2\r\n\r\nok"
     )
     async with forwarding(always(raw)) as (_, forwarder):
         forwarded = await forwarder.forward(ENVELOPE, b"body", record_id=ID, epoch=1)

@@ -463,6 +463,7 @@ async def test_a_reset_is_a_lost_connection() -> None:
 
     async with connected(reset) as (_, client):
         response = await client.stream(GET, b"", timeout_seconds=5)
+        await response.arrive()
         assert await response.read() == b"part"
         response._connection._transport.write(b"x")  # now the app resets
 
@@ -618,6 +619,7 @@ async def test_stream_hands_over_the_head_before_the_body() -> None:
 
     async with connected(tell_in_turn) as (_, client):
         response = await client.stream(GET, b"", timeout_seconds=5)
+        await response.arrive()
         assert response.framing is Framing.CHUNKED
         for number in range(3):
             turn.set()
@@ -637,6 +639,7 @@ async def test_stream_has_no_deadline_once_the_head_is_there(monkeypatch: pytest
 
     async with connected(pause) as (_, client):
         response = await client.stream(GET, b"", timeout_seconds=0.03)
+        await response.arrive()
 
         assert await response.read() == b"ok"
 
@@ -652,6 +655,7 @@ async def test_an_upgrade_carries_raw_bytes_both_ways() -> None:
 
     async with connected(echo) as (_, client):
         response = await client.stream(GET, b"", timeout_seconds=5, upgrade=True)
+        await response.arrive()
         assert response.status == 101
         assert await response.read() == b"\x81\0"
         response.write(b"GET \xff")
