@@ -1,0 +1,111 @@
+"""The other side of each measurement: the app behind us, and the references we compare with.
+
+`python benchmarks/peers.py app|bare-server|aiohttp-client ...`; servers print their port, then serve
+until SIGTERM. The references are the plainest correct use of aiohttp, on uvloop like ourselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+
+import aiohttp
+import uvloop
+from aiohttp import web
+
+
+class App(asyncio.Protocol):
+    """A raw HTTP app: answers every request with 200 after *delay_seconds*; counts at GET /count."""
+
+    served = 0
+
+    def __init__(self, delay_seconds: float) -> None:
+        self.delay_seconds = delay_seconds
+        self.buffer = b""
+
+    def connection_made(self, transport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while (head_end := self.buffer.find(b"\r\n\r\n")) >= 0:
+            size = self._content_length(self.buffer[:head_end])
+            if len(self.buffer) < head_end + 4 + size:
+                return
+            head, self.buffer = self.buffer[:head_end], self.buffer[head_end + 4 + size :]
+            self._answer(head)
+
+    @staticmethod
+    def _content_length(head: bytes) -> int:
+        at = head.lower().find(b"content-length:")
+        return int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+
+    def _answer(self, head: bytes) -> None:
+        if head.startswith(b"GET /count "):
+            body = json.dumps({"served": App.served}).encode()
+            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            return
+        App.served += 1
+        answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
+        if self.delay_seconds:
+            asyncio.get_running_loop().call_later(self.delay_seconds, self.transport.write, answer)
+        else:
+            self.transport.write(answer)
+
+
+async def serve_app(delay_seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: App(delay_seconds), "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+async def serve_bare() -> None:
+    """The reference for accepting: aiohttp's low-level server, body read, 202 answered."""
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        await request.read()
+        return web.Response(status=202, body=b'{"status":"accepted"}')
+
+    server = await asyncio.get_running_loop().create_server(
+        web.Server(handler, access_log=None), "127.0.0.1", 0, backlog=1024
+    )
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+async def client(port: int, requests: int, in_flight: int) -> None:
+    """The reference for draining: aiohttp's client posting to the app, *in_flight* at once."""
+    left = iter(range(requests))
+
+    async def worker(session: aiohttp.ClientSession) -> None:
+        for _ in left:
+            async with session.post(f"http://127.0.0.1:{port}/orders", data=b"x" * 256) as answer:
+                await answer.read()
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=in_flight)) as session:
+        started = time.perf_counter()
+        await asyncio.gather(*(worker(session) for _ in range(in_flight)))
+        print(json.dumps({"per_second": requests / (time.perf_counter() - started)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("role", choices=["app", "bare-server", "aiohttp-client"])
+    parser.add_argument("--delay-seconds", type=float, default=0.0)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--in-flight", type=int, default=64)
+    args = parser.parse_args()
+    if args.role == "app":
+        uvloop.run(serve_app(args.delay_seconds))
+    elif args.role == "bare-server":
+        uvloop.run(serve_bare())
+    else:
+        uvloop.run(client(args.port, args.requests, args.in_flight))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Everything behind the intercept port, built and ended as one: ingress, results, pass-through, waits.
+
+`main.py` makes one `Front` in the modes that take requests in. The order of its end is part of the
+product (design R8): waits become 202s first, new requests are taken until routes have moved, and
+what is still being answered is answered before connections close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp.web import Server
+
+from openhqm.acceptor import Acceptor, CallbackEncoder
+from openhqm.addresses import AllowList
+from openhqm.callbacks import encode_callback
+from openhqm.errors import SettingsError
+from openhqm.estimates import DrainRate
+from openhqm.handles import Handles
+from openhqm.http1 import Client
+from openhqm.ingress import Ingress
+from openhqm.intercept import build_server
+from openhqm.lifecycle import Lifecycle
+from openhqm.passthrough import Passthrough
+from openhqm.results import Results
+from openhqm.settings import CallbackSettings, Settings
+from openhqm.stores.base import Store
+from openhqm.waiters import Waiters
+
+BACKLOG = 1024
+"""Connections the kernel holds while we are busy: a burst is what we are here for."""
+
+
+class Front:
+    """The intercept port and all it needs.
+
+    Args:
+        client: to the app; None in API mode.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, handles: Handles, client: Client | None, lifecycle: Lifecycle
+    ) -> None:
+        self._settings = settings.ingress
+        self._waiters = Waiters(store)
+        self._drain_rate = DrainRate(store)
+        self._passthrough = Passthrough(client, settings) if client is not None else None
+        acceptor = Acceptor(
+            settings,
+            store,
+            handles=handles,
+            waiters=self._waiters,
+            drain_rate=self._drain_rate,
+            lifecycle=lifecycle,
+            encode_callback=_callback_encoder(settings.callback),
+        )
+        results = Results(
+            settings.ingress,
+            store,
+            handles=handles,
+            waiters=self._waiters,
+            drain_rate=self._drain_rate,
+            lifecycle=lifecycle,
+        )
+        self.ingress = Ingress(
+            settings,
+            store,
+            acceptor,
+            lifecycle=lifecycle,
+            passthrough=self._passthrough,
+            surfaces={settings.ingress.reserved_prefix.encode(): results.handle},
+        )
+        self._protocols: Server = build_server(self.ingress.handle, settings.ingress)
+        self._server: asyncio.Server | None = None
+
+    async def listen(self) -> int:
+        """Take connections; returns the port.
+
+        Raises:
+            SettingsError: the address cannot be bound.
+        """
+        self._waiters.open()
+        host, port = self._settings.host, self._settings.port
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                self._protocols, host, port, backlog=BACKLOG
+            )
+        except OSError as exc:
+            raise SettingsError(
+                f"ingress.port: cannot listen on {host}:{port}: {exc.strerror or exc}"
+            ) from exc
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    def begin_drain(self) -> None:
+        """Give held requests their 202 and close connections after their next answer."""
+        self.ingress.begin_drain()
+        self._waiters.drain()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Refuse what is new, finish the answers under way within *timeout_seconds*, disconnect."""
+        self.ingress.stop_accepting()
+        if self._server is not None:
+            self._server.close()
+        self._protocols.pre_shutdown()
+        if self._passthrough is not None:
+            await self._passthrough.close(timeout_seconds)
+        await self._protocols.shutdown(timeout_seconds)
+        await self._waiters.close()
+        await self._drain_rate.close()
+
+
+def _callback_encoder(settings: CallbackSettings) -> CallbackEncoder | None:
+    """What turns a callback URL and a handle into a stored notice; None where callbacks are not offered."""
+    if not settings.allowed_hosts:
+        return None
+    allowed = AllowList(settings)
+
+    def encode(url: str, handle: str) -> bytes:
+        return encode_callback(allowed.check_url(url), handle)
+
+    return encode

@@ -1,0 +1,228 @@
+"""The whole life of one process: open the store, build the parts, serve, drain.
+
+Called by `openhqm serve`. Owns no behaviour: it makes the objects, hands them to each other, runs
+their loops as named tasks, and ends them in the order that loses nothing (`_drain`).
+
+    Front (ingress, results) ──accept──> Store ──lease──> Egress ──> app or handlers
+                                           ├──────────── Callbacks, Housekeeping
+    Stats, Metrics <── Lifecycle <── all of them
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from openhqm import logs
+from openhqm.admin import build_admin_app
+from openhqm.callbacks import Callbacks
+from openhqm.egress import Egress, Runner
+from openhqm.forwarder import Forwarder
+from openhqm.front import Front
+from openhqm.handlers import Handlers, load_handlers
+from openhqm.handles import IdMint
+from openhqm.health import build_health_app, listen
+from openhqm.housekeeping import Housekeeping
+from openhqm.http1 import Client
+from openhqm.lifecycle import Lifecycle
+from openhqm.metrics import Metrics
+from openhqm.settings import Settings
+from openhqm.settings_docs import mask_url
+from openhqm.stats import Phase, Stats
+from openhqm.storage import open_handles, open_store
+from openhqm.stores.base import Store
+
+CLOSE_SECONDS = 1.0
+"""Of the drain's time, kept back for closing connections and the store."""
+
+log = structlog.get_logger("openhqm.main")
+
+Checkpoint = Callable[[str], None]
+
+
+def run(settings: Settings, *, checkpoint: Checkpoint | None = None) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        checkpoint: called with the name of each step of a replay; crash tests end the process there.
+
+    Returns: the exit code: 0 after a drain, 1 when a loop of ours ended that must not.
+
+    Raises:
+        SettingsError: these settings cannot be served.
+        StoreUnavailable: the store cannot be reached.
+    """
+    logs.configure(settings.log)
+    return uvloop.run(Process(settings, checkpoint).run())
+
+
+class Process:
+    """One running sidecar."""
+
+    def __init__(self, settings: Settings, checkpoint: Checkpoint | None = None) -> None:
+        self._settings = settings
+        self._checkpoint = checkpoint
+        self._lifecycle = Lifecycle()
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._failed = False
+
+    async def run(self) -> int:
+        """Open, build, serve, drain, close; returns the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        async with AsyncExitStack() as stack:
+            store = await open_store(self._settings)
+            stack.push_async_callback(store.close)
+            await self._live(store, stack)
+        log.info("process.ended", failed=self._failed)
+        return int(self._failed)
+
+    def _on_signal(self) -> None:
+        """The first signal begins the drain, the second cuts it short."""
+        (self._hurry if self._stopping.is_set() else self._stopping).set()
+
+    async def _live(self, store: Store, stack: AsyncExitStack) -> None:
+        settings, lifecycle = self._settings, self._lifecycle
+        client = _app_client(settings)
+        if client is not None:
+            stack.push_async_callback(client.close)
+        replays, takes_in = settings.mode != "ingress", settings.mode != "egress"
+        egress = self._build_egress(store, client) if replays else None
+        callbacks = Callbacks(store, settings) if replays else None
+        stats = Stats(store, egress, settings.queue.name, concurrency=settings.egress.concurrency)
+        metrics = Metrics(CollectorRegistry(), egress)
+        for listener in (stats.on_event, metrics.on_event, logs.RequestLog(settings.log).on_event):
+            lifecycle.add(listener)
+        handles = await open_handles(settings, store)
+        front = Front(settings, store, handles, client, lifecycle) if takes_in else None
+
+        await self._listen(stack, store, stats, metrics, front)
+        loops = {
+            "housekeeping": Housekeeping(store, lifecycle).run(),
+            "stats": stats.run(),
+            "metrics": metrics.run(store),
+        }
+        if egress is not None and callbacks is not None:
+            loops |= {"egress": egress.run(), "callbacks": callbacks.run()}
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._guard(name, loop), name=name) for name, loop in loops.items()]
+            stats.phase = Phase.SERVING
+            self._announce(store, stats)
+            await self._stopping.wait()
+            stats.phase = Phase.DRAINING
+            await self._drain(front, egress, callbacks)
+            for task in tasks:
+                task.cancel()
+
+    def _build_egress(self, store: Store, client: Client | None) -> Egress:
+        settings = self._settings
+        runners: dict[str, Runner] = {
+            "handler": Handlers(
+                load_handlers(),
+                store.blobs,
+                timeout_seconds=settings.egress.app_timeout_seconds,
+                max_answer_bytes=settings.response.max_bytes,
+            )
+        }
+        if client is not None:
+            runners["app"] = Forwarder(client, store.blobs, settings, checkpoint=self._checkpoint)
+        return Egress(store, settings, self._lifecycle, runners, checkpoint=self._checkpoint or _pass_by)
+
+    async def _listen(
+        self, stack: AsyncExitStack, store: Store, stats: Stats, metrics: Metrics, front: Front | None
+    ) -> None:
+        """Open the ports: probes first, the app's traffic last, when everything behind it is ready."""
+        settings = self._settings
+        health, admin = settings.health, settings.admin
+        health_app = build_health_app(stats, metrics.render)
+        runner, stats.ports["health"] = await listen(health_app, "health", health.host, health.port)
+        stack.push_async_callback(runner.cleanup)
+        admin_app = build_admin_app(settings, store, stats, self._lifecycle, IdMint())
+        runner, stats.ports["admin"] = await listen(admin_app, "admin", admin.host, admin.port)
+        stack.push_async_callback(runner.cleanup)
+        if front is not None:
+            stats.ports["ingress"] = await front.listen()
+
+    def _announce(self, store: Store, stats: Stats) -> None:
+        log.info(
+            "process.serving",
+            app=self._settings.app.url,
+            store=mask_url(self._settings.store.url.get_secret_value()),
+            durability=store.abilities.durability.name.lower(),
+            queue=self._settings.queue.name,
+            mode=self._settings.mode,
+            **{f"{name}_port": port for name, port in stats.ports.items()},
+        )
+
+    async def _guard(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
+        """Run a loop that must last as long as the process; its end starts the drain."""
+        try:
+            await loop
+        except Exception:
+            log.exception("loop.failed", loop=name)
+        if not self._stopping.is_set():
+            log.error("loop.ended", loop=name)
+            self._failed = True
+            self._stopping.set()
+
+    async def _drain(self, front: Front | None, egress: Egress | None, callbacks: Callbacks | None) -> None:
+        """End in the order that loses nothing (design R8).
+
+        Unready (the caller said so), held waits become 202s, no new leases, accept while routes move,
+        finish what is in flight or release it by R4, then close.
+        """
+        settings = self._settings.drain
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + settings.timeout_seconds - CLOSE_SECONDS
+        log.info("drain.started", timeout_seconds=settings.timeout_seconds)
+        if egress is not None:
+            egress.stop_leasing()
+        if front is not None:
+            front.begin_drain()
+            await self._unless_hurried(asyncio.sleep(settings.accept_seconds))
+
+        def endings(seconds: float) -> list[Coroutine[Any, Any, None]]:
+            return [part.drain(seconds) for part in (front, egress, callbacks) if part is not None]
+
+        if not await self._unless_hurried(_together(endings(max(deadline - clock(), 0.0)))):
+            await _together(endings(0.0))
+        log.info("drain.ended", hurried=self._hurry.is_set())
+
+    async def _unless_hurried(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Await *work* and return True; or give it up and return False when a second signal comes."""
+        task = asyncio.create_task(work)
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait([task, hurry], return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if task.done():
+            task.result()
+            return True
+        task.cancel()
+        return False
+
+
+async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    await asyncio.gather(*works)
+
+
+def _app_client(settings: Settings) -> Client | None:
+    if settings.app.url is None:
+        return None
+    return Client(
+        settings.app.url,
+        connect_timeout_seconds=settings.egress.connect_timeout_seconds,
+        reuse_idle_seconds=settings.egress.reuse_idle_seconds,
+        max_idle=settings.egress.concurrency,
+    )
+
+
+def _pass_by(step: str) -> None:
+    """The checkpoint of a process that nobody wants to end."""

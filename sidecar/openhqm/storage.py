@@ -1,0 +1,65 @@
+"""Opens the Store that the settings name, and refuses one that keeps less than was asked for.
+
+Between `stores/registry.py`, which knows schemes, and those who need an open Store: `main.py` and
+`openhqm check`. Also here: the keys that sign handles, because an unconfigured one lives in the Store.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from openhqm.errors import SettingsError
+from openhqm.handles import Handles
+from openhqm.settings import Settings
+from openhqm.stores import registry
+from openhqm.stores.base import Durability, Options, Store
+
+HANDLE_SECRET = "handle-key"  # noqa: S105 - the name of a secret, not one
+HANDLE_KEY_BYTES = 32
+
+
+def store_options(settings: Settings) -> Options:
+    """What the settings say to every store."""
+    return Options(
+        queue=settings.queue.name,
+        max_backlog=settings.queue.max_backlog,
+        max_bytes=settings.queue.max_bytes,
+        answer_reserve_bytes=settings.response.reserve_bytes,
+        answer_ttl_seconds=settings.response.ttl_seconds,
+        dead_letter_ttl_seconds=settings.dead_letters.ttl_seconds,
+    )
+
+
+async def open_store(settings: Settings) -> Store:
+    """Create, open and check the Store.
+
+    Raises:
+        SettingsError: it must not be used as it is, or survives less than `store.require_durability`.
+        StoreUnavailable: it cannot be reached.
+    """
+    blobs_url = settings.blobs.url.get_secret_value() if settings.blobs.url else None
+    store = registry.create(settings.store.url.get_secret_value(), store_options(settings), blobs_url)
+    await store.open()
+    try:
+        _require_durability(store.abilities.durability, settings.store.require_durability)
+    except SettingsError:
+        await store.close()
+        raise
+    return store
+
+
+def _require_durability(found: Durability, required: str) -> None:
+    if found < Durability[required.upper()]:
+        raise SettingsError(
+            f"store.require_durability: {required} is required, but what this store commits survives only "
+            f"{found.name.lower()!r}; strengthen the store, or say store.require_durability: "
+            f"{max(found, Durability.NONE).name.lower()}"
+        )
+
+
+async def open_handles(settings: Settings, store: Store) -> Handles:
+    """The signer of handles: the configured keys, or one key kept with the Store (put if absent)."""
+    keys = [key.get_secret_value().encode() for key in settings.handle.keys]
+    if not keys:
+        keys = [await store.secret(HANDLE_SECRET, secrets.token_bytes(HANDLE_KEY_BYTES))]
+    return Handles(keys)
