@@ -75,9 +75,9 @@ class Stats:
         self,
         store: Store,
         egress: EgressFigures | None,
+        queue: str = "default",
         *,
         concurrency: int,
-        queue: str = "default",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.phase = Phase.STARTING
