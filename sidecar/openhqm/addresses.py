@@ -106,6 +106,7 @@ class _Entry:
     name: str = ""
     network: Network | None = None
     port: int | None = None
+    any_port: bool = False
 
     def allows_host(self, host: str) -> bool:
         address = _literal(host)
@@ -116,9 +117,9 @@ class _Entry:
         return host == self.name
 
     def allows_port(self, port: int, default_port: int) -> bool:
-        """A name allows its scheme's port or the one it says; a CIDR, made of the operator's own
-        addresses, allows all."""
-        return self.network is not None or port == (self.port or default_port)
+        """A name allows its scheme's port or the one it says, `*` for all; a CIDR, made of the
+        operator's own addresses, allows all."""
+        return self.any_port or port == (self.port or default_port)
 
 
 class AllowList:
@@ -183,15 +184,17 @@ def check_callback_url(url: str, settings: CallbackSettings) -> str:
 
 def _read_entry(text: str) -> _Entry:
     try:
-        return _Entry(network=ipaddress.ip_network(text, strict=False))
+        return _Entry(network=ipaddress.ip_network(text, strict=False), any_port=True)
     except ValueError:
         pass
     match = re.fullmatch(
-        r"(?P<name>(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::(?P<port>\d{1,5}))?", text.lower()
+        r"(?P<name>(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::(?P<port>\d{1,5}|\*))?", text.lower()
     )
     if match is None or _looks_numeric(match["name"]):
         raise SettingsError(f"callback.allowed_hosts: {text!r} is not a CIDR, host[:port] or *.suffix[:port]")
-    return _Entry(name=match["name"], port=int(match["port"]) if match["port"] else None)
+    any_port = match["port"] == "*"
+    port = int(match["port"]) if match["port"] and not any_port else None
+    return _Entry(match["name"], port=port, any_port=any_port)
 
 
 def _literal(host: str) -> Address | None:
