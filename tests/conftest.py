@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +32,20 @@ def redis_server(redis_process: RedisServer) -> RedisServer:
 @pytest.fixture
 def valkey_binary() -> Path:
     return binary("valkey")
+
+
+@pytest.fixture
+def make_redis(valkey_binary: Path, tmp_path: Path) -> Iterator[Callable[[str], RedisServer]]:
+    """Starts servers of this test's own, by appendfsync mode; for tests that kill them."""
+    servers: list[RedisServer] = []
+
+    def make(fsync: str) -> RedisServer:
+        folder = tmp_path / f"redis-{len(servers)}"
+        folder.mkdir()
+        servers.append(RedisServer(valkey_binary, folder, fsync=fsync))
+        servers[-1].start()
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Protocol
 
 import pytest
-from tests.conformance.store_case import StoreCase
+from tests.conformance.store_case import StoreCase, eventually, get_one, new, take, take_one
 from tests.conformance.store_contract import StoreContract
-from tests.services import RedisServer
+from tests.services import RedisServer, free_port, start_cluster, start_sentinel
 
-from openhqm.stores.base import Options, Store
+from openhqm.errors import SettingsError, StoreUnavailable
+from openhqm.stores.base import (
+    Accepted,
+    Answer,
+    BlobRef,
+    Change,
+    Durability,
+    Extension,
+    Finish,
+    NewRecord,
+    Options,
+    Refusal,
+    Refused,
+    State,
+    Store,
+    Want,
+)
 from openhqm.stores.redis import RedisStore
 
 pytestmark = pytest.mark.external_service
@@ -45,11 +66,22 @@ class RedisCase:
             await store.close()
 
 
+QUEUE = Options().queue
+
+
+class Opener(Protocol):
+    def __call__(self, url: str = ..., options: Options = ...) -> Awaitable[RedisStore]: ...
+
+
 @pytest.fixture
-async def case(redis_server: RedisServer) -> AsyncIterator[RedisCase]:
-    case = RedisCase(redis_server)
-    yield case
-    await case.close()
+async def open_store(redis_server: RedisServer) -> AsyncIterator[Opener]:
+    """Opens stores, by default on the module's server, and closes them."""
+    async with AsyncExitStack() as stack:
+
+        async def open_one(url: str = redis_server.url, options: Options | None = None) -> RedisStore:
+            return await stack.enter_async_context(opened(url, options))
+
+        yield open_one
 
 
 class TestRedisStore(StoreContract):
@@ -58,3 +90,386 @@ class TestRedisStore(StoreContract):
         case = RedisCase(redis_server)
         yield case
         await case.close()
+
+
+# ---------------------------------------------------------------- bad days of the server
+
+
+async def test_everything_survives_a_killed_server_and_the_store_goes_on(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    store = await open_store()
+    await store.accept(waiting := [new(body=b"%d" % number) for number in range(200)])
+    lease = await take_one(store)
+    await store.settle([Finish(lease.id, lease.epoch, State.DONE, Answer(b"head", b"body"))])
+    before = await store.counts()
+
+    redis_server.kill()
+    with pytest.raises(StoreUnavailable):
+        await store.counts()
+    redis_server.start()
+
+    assert await store.counts() == before
+    answered = await get_one(store, lease.id, Want.ANSWER)
+    assert answered.answer == Answer(b"head", b"body")
+    leases = await take(store, 200)
+    assert [lease.body for lease in leases] == [record.body for record in waiting[1:]]
+
+
+async def test_a_stopped_server_is_told_within_three_seconds_and_nothing_happens_twice(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    store = await open_store()
+    record = new()
+    redis_server.pause()
+    started = time.monotonic()
+
+    results = await asyncio.gather(*(store.accept([record]) for _ in range(20)), return_exceptions=True)
+
+    took = time.monotonic() - started
+    redis_server.resume()
+    assert {type(result) for result in results} == {StoreUnavailable}
+    assert took < 3.2
+    assert list(await store.accept([record])) == [Accepted(record.id)]
+    assert (await store.counts()).accepted == 1
+    assert len(await take(store, 10)) == 1
+
+
+async def test_an_accept_whose_reply_was_lost_is_one_record_when_asked_again(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    async with LosingProxy(redis_server.port) as proxy:
+        store = await open_store(f"redis://127.0.0.1:{proxy.port}")
+        record = new()
+        await store.accept([new()])
+        proxy.lose_replies = True
+
+        with pytest.raises(StoreUnavailable):
+            await store.accept([record])
+        proxy.lose_replies = False
+
+        assert list(await store.accept([record])) == [Accepted(record.id)]
+        assert (await store.counts()).accepted == 2
+
+
+async def test_a_settlement_whose_reply_was_lost_is_applied_once(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    async with LosingProxy(redis_server.port) as proxy:
+        store = await open_store(f"redis://127.0.0.1:{proxy.port}")
+        await store.accept([new(), new()])
+        known, lease = await take(store, 2)
+        await store.settle([Finish(known.id, known.epoch, State.DONE)])  # the server knows the script
+        finish = Finish(lease.id, lease.epoch, State.DONE, Answer(b"first"))
+        proxy.lose_replies = True
+
+        with pytest.raises(StoreUnavailable):
+            await store.settle([finish])
+        proxy.lose_replies = False
+
+        assert list(await store.settle([finish])) == [False]
+        assert (await store.counts()).done == 2
+        assert (await get_one(store, lease.id, Want.ANSWER)).answer == Answer(b"first")
+
+
+async def test_scripts_are_loaded_again_when_the_server_forgot_them(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    store = await open_store()
+    await store.accept([new()])
+
+    with redis_server.client() as client:
+        client.script_flush()
+
+    assert list(await store.accept([record := new()])) == [Accepted(record.id)]
+    assert len(await take(store, 5)) == 2
+
+
+async def test_a_full_server_takes_nothing_new_and_still_drains(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    store = await open_store()
+    record, late = new(body=b"x" * 1000), new(body=b"y" * 1000)
+    await store.accept([record])
+
+    with limited_memory(redis_server, 0.99):
+        with pytest.raises(StoreUnavailable, match="out of memory"):
+            await store.accept([late])
+        lease = await take_one(store)
+        assert list(await store.extend([(lease.id, lease.epoch)], lease_seconds=60)) == [Extension.HELD]
+        answer = await written(store, lease.id, "answer-1", b"a" * 300_000)
+        settled = await store.settle([Finish(lease.id, lease.epoch, State.DONE, Answer(b"h", answer))])
+
+    assert list(settled) == [True]
+    assert (await get_one(store, record.id, Want.ANSWER)).answer == Answer(b"h", answer)
+    assert list(await store.accept([late])) == [Accepted(late.id)]
+
+
+async def test_admission_stops_before_the_server_is_full(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    held = new()
+    await (await open_store()).accept([held])
+
+    with limited_memory(redis_server, 1.05):
+        store = await open_store()
+        results = await store.accept([held, new()])
+
+    assert list(results) == [Accepted(held.id), Refused(Refusal.BYTES_FULL)]
+
+
+async def test_cancelled_callers_never_get_each_others_replies(open_store: Opener) -> None:
+    """The hazard of shared connections: an abandoned reply must not be read by the next caller."""
+    store = await open_store()
+    records = [new(body=b"%d" % number * 50) for number in range(100)]
+    await store.accept(records)
+    chance = random.Random(1)
+
+    async def read(record: NewRecord, patience_seconds: float) -> None:
+        async with asyncio.timeout(patience_seconds):
+            found = await get_one(store, record.id, Want.REQUEST)
+        assert found.request == (record.envelope, record.body)
+
+    for _ in range(20):
+        patience = [chance.choice([0.0, 0.001, 0.004, 5.0]) for _ in records]
+        results = await asyncio.gather(
+            *(read(record, seconds) for record, seconds in zip(records, patience, strict=True)),
+            return_exceptions=True,
+        )
+        assert {type(result) for result in results if result is not None} <= {TimeoutError}
+
+    assert [record and record.id for record in await store.get([r.id for r in records])] == [
+        r.id for r in records
+    ]
+
+
+async def test_a_lost_subscription_is_made_again(redis_server: RedisServer, open_store: Opener) -> None:
+    store = await open_store()
+    changes: list[Change] = []
+    store.watch(changes.extend)
+    with redis_server.client() as client:
+        await eventually(lambda: bool(client.pubsub_numsub(f"openhqm:{{{QUEUE}}}:changes")[0][1]))
+
+        client.client_kill_filter(_type="pubsub")
+        await eventually(lambda: not client.pubsub_numsub(f"openhqm:{{{QUEUE}}}:changes")[0][1])
+        await eventually(lambda: bool(client.pubsub_numsub(f"openhqm:{{{QUEUE}}}:changes")[0][1]))
+
+    await store.accept([record := new()])
+    await store.cancel(record.id)
+    await eventually(lambda: changes == [Change(record.id, State.CANCELLED)])
+
+
+# ---------------------------------------------------------------- several processes
+
+
+async def test_a_record_accepted_by_one_store_wakes_a_lease_waiting_in_another(open_store: Opener) -> None:
+    consumer, producer = await open_store(), await open_store()
+    waiting = asyncio.ensure_future(consumer.lease(1, lease_seconds=60, wait_seconds=30))
+    await asyncio.sleep(0.1)
+    started = time.monotonic()
+
+    await producer.accept([record := new()])
+
+    assert [lease.id for lease in await waiting] == [record.id]
+    assert time.monotonic() - started < 0.5, "woken by the notice, not by the slow re-read"
+
+
+async def test_queues_on_one_server_do_not_see_each_other(open_store: Opener) -> None:
+    mine, theirs = await open_store(), await open_store(options=Options(queue="other"))
+
+    await mine.accept([new()])
+
+    assert await take(theirs) == []
+    assert (await theirs.counts()).accepted == 0
+    assert len(await take(mine)) == 1
+
+
+# ---------------------------------------------------------------- opening
+
+
+@pytest.mark.parametrize(
+    ("settings", "durability"),
+    [
+        ({}, Durability.PROCESS),
+        ({"appendfsync": "always"}, Durability.POWER),
+        ({"appendfsync": "no"}, Durability.PROCESS),
+        ({"appendonly": "no"}, Durability.NONE),
+        ({"maxmemory-policy": "allkeys-lru"}, Durability.NONE),
+        ({"maxmemory-policy": "volatile-ttl", "appendfsync": "always"}, Durability.NONE),
+    ],
+)
+async def test_durability_is_what_the_server_is_set_to(
+    redis_server: RedisServer, open_store: Opener, settings: dict[str, str], durability: Durability
+) -> None:
+    with configured(redis_server, settings):
+        store = await open_store()
+
+    assert store.abilities.durability is durability
+    assert store.abilities.shared
+
+
+async def test_durability_is_unknown_where_the_server_hides_it(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    with redis_server.client() as client:
+        client.acl_setuser(
+            "tenant",
+            enabled=True,
+            passwords=["+secret"],
+            keys=[f"openhqm:{{{QUEUE}}}:*"],
+            channels=[f"openhqm:{{{QUEUE}}}:*"],
+            categories=["+@all", "-@dangerous"],
+        )
+        store = await open_store(f"redis://tenant:secret@127.0.0.1:{redis_server.port}")
+
+        assert store.abilities.durability is Durability.UNKNOWN
+        assert "secret" not in store.description
+        await store.accept([record := new()])
+        assert (await take_one(store)).id == record.id
+        client.acl_deluser("tenant")
+
+
+async def test_a_wrong_password_is_told_without_repeating_it(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    url = f"redis://someone:hunter2@127.0.0.1:{redis_server.port}"
+
+    with pytest.raises(SettingsError, match="password") as caught:
+        await open_store(url)
+
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_data_of_a_newer_version_is_refused(redis_server: RedisServer, open_store: Opener) -> None:
+    with redis_server.client() as client:
+        client.set(f"openhqm:{{{QUEUE}}}:schema", 999)
+
+    with pytest.raises(SettingsError, match="newer OpenHQM"):
+        await open_store()
+
+
+async def test_a_server_that_is_not_there_is_unavailable_at_once(open_store: Opener) -> None:
+    started = time.monotonic()
+
+    with pytest.raises(StoreUnavailable):
+        await open_store(f"redis://127.0.0.1:{free_port()}")
+
+    assert time.monotonic() - started < 3
+
+
+# ---------------------------------------------------------------- Sentinel and Cluster
+
+
+async def test_sentinel_names_the_master(
+    valkey_binary: Path, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    sentinel = start_sentinel(valkey_binary, tmp_path, redis_server, "mymaster")
+    try:
+        nowhere = f"127.0.0.1:{free_port()}"
+        url = f"redis+sentinel://{nowhere},127.0.0.1:{sentinel.port}/mymaster/0"
+        async with opened(url) as store:
+            await store.accept([record := new()])
+
+            assert (await take_one(store)).id == record.id
+            assert (await store.counts()).accepted == 1
+    finally:
+        sentinel.stop()
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+async def test_a_cluster_is_the_node_that_owns_the_queue(
+    valkey_binary: Path, tmp_path: Path, nodes: int
+) -> None:
+    servers = start_cluster(valkey_binary, tmp_path, nodes)
+    try:
+        seeds = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+        for queue in ("default", "shop.orders", "third"):
+            async with opened(f"redis+cluster://{seeds}", Options(queue=queue)) as store:
+                waiting = asyncio.ensure_future(store.lease(1, lease_seconds=60, wait_seconds=5))
+                await store.accept([record := new(key=b"k", callback=b"c")])
+
+                assert [lease.id for lease in await waiting] == [record.id]
+    finally:
+        for server in servers:
+            server.stop()
+
+
+# ---------------------------------------------------------------- helpers
+
+
+class LosingProxy:
+    """Forwards to a server on this machine; while told to, lets requests through and cuts replies."""
+
+    def __init__(self, port: int) -> None:
+        self.lose_replies = False
+        self._server_port = port
+        self._writers: list[asyncio.StreamWriter] = []
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> LosingProxy:
+        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._listener.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listener.close()
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*self._running)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
+        self._writers += (writer, server_writer)
+        for work in (self._requests(reader, server_writer), self._replies(server_reader, writer)):
+            task = asyncio.ensure_future(work)
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _requests(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            server.write(data)
+        server.close()
+
+    async def _replies(self, server: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (data := await server.read(65536)) and not self.lose_replies:
+            writer.write(data)
+        writer.close()
+
+
+@contextmanager
+def configured(server: RedisServer, settings: dict[str, str]) -> Iterator[None]:
+    """CONFIG SET for a while."""
+    with server.client() as client:
+        before = {name: client.config_get(name)[name] for name in settings}
+        for name, value in settings.items():
+            client.config_set(name, value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                client.config_set(name, value)
+
+
+@contextmanager
+def limited_memory(server: RedisServer, share: float) -> Iterator[None]:
+    """Let maxmemory be *share* of what is used now."""
+    with server.client() as client:
+        used = client.info("memory")["used_memory"]
+    with configured(server, {"maxmemory": str(int(used * share))}):
+        yield
+
+
+@asynccontextmanager
+async def opened(url: str, options: Options | None = None) -> AsyncIterator[RedisStore]:
+    store = RedisStore(url, options or Options())
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+
+
+async def written(store: RedisStore, id: bytes, part: str, data: bytes) -> BlobRef:
+    writer = await store.blobs.write(id, part)
+    await writer.write(data)
+    return await writer.commit()

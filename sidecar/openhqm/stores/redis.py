@@ -68,9 +68,11 @@ _COUNTED = (
 )  # fmt: skip
 
 
-def _load_script(name: str, flags: str = "") -> Script:
+def _load_script(name: str, library: str = "", flags: str = "") -> Script:
+    """The script *name* behind what it is built on, with the server's flags in its first line."""
     folder = resources.files("openhqm.stores") / "redis_scripts"
-    parts = [(folder / part).read_bytes() for part in ("common.lua", f"{name}.lua")]
+    names = ("common", library, name) if library else ("common", name)
+    parts = [(folder / f"{part}.lua").read_bytes() for part in names]
     return Script.of(b"#!lua flags=%b\n" % flags.encode() + b"\n".join(parts))
 
 
@@ -94,16 +96,22 @@ class RedisStore:
         self._link = Link(self._target, self._prefix)
         self._notices = Notices(self._link, self._prefix + b"changes")
         self._scripts = {
-            name: _load_script(name, flags)
-            for flags, names in {
-                "": ("accept", "replay"),
-                "allow-oom": ("lease", "extend", "settle", "cancel", "purge", "sweep", "pause"),
-                "no-writes": ("read", "list", "counts"),
-            }.items()
+            name: _load_script(name, library, flags)
+            for library, flags, names in (
+                ("life", "", ("accept", "replay")),
+                ("life", "allow-oom", ("lease", "settle", "cancel", "purge", "sweep")),
+                ("", "allow-oom", ("extend", "pause")),
+                ("reading", "no-writes", ("read", "list")),
+                ("", "no-writes", ("counts",)),
+            )
             for name in names
         }
         self.blobs = RedisBlobs(
-            self._link, self._prefix, _load_script("append"), _load_script("append", "allow-oom"), self._argv
+            self._link,
+            self._prefix,
+            _load_script("append"),
+            _load_script("append", flags="allow-oom"),
+            self._argv,
         )
         self._is_memory_full = False
         self._memory_checked_at = float("-inf")
@@ -221,7 +229,7 @@ class RedisStore:
 
     async def get(self, ids: Sequence[bytes], want: Want = Want.STATE) -> Sequence[Record | None]:
         found: list[Record | None] = []
-        for batch in _batches(ids):
+        for batch in _batches(ids, most=_read_at_once(want)):
             replies = await self._run("read", (self._argv, want.value, *batch))
             found += [None if reply is None else records.unpack_record(*reply) for reply in replies]
         return found
@@ -244,16 +252,11 @@ class RedisStore:
         found: list[Record] = []
         more = 1
         while more and len(found) < limit:
-            wanted = min(limit - len(found), BATCH_RECORDS)
-            asked = records.pack_listing(lane, states, after, wanted, _SCANNED)
-            reached, more, *ids = await self._run("list", (self._argv, asked))
+            wanted = min(limit - len(found), _read_at_once(want))
+            asked = records.pack_listing(lane, states, want, after, wanted, _SCANNED)
+            reached, more, *replies = await self._run("list", (self._argv, asked))
             after = records.unpack_float(reached) or 0.0
-            # A record may go, or change its state, between the two reads.
-            found += [
-                record
-                for record in await self.get(ids, want)
-                if record is not None and (not states or record.state in states)
-            ]
+            found += [records.unpack_record(*reply) for reply in replies]
         return Page(found, b"%d" % int(after) if more else b"")
 
     async def replay(self, replays: Sequence[Replay]) -> Sequence[bool]:
@@ -371,16 +374,23 @@ def _no_bytes(_item: object) -> int:
     return 0
 
 
-def _batches(items: Sequence[Item], size: Callable[[Item], int] = _no_bytes) -> Iterator[Sequence[Item]]:
-    """Split into batches of `BATCH_RECORDS` and about `BATCH_BYTES` at most."""
+def _batches(
+    items: Sequence[Item], size: Callable[[Item], int] = _no_bytes, most: int = BATCH_RECORDS
+) -> Iterator[Sequence[Item]]:
+    """Split into batches of *most* items and about `BATCH_BYTES`."""
     start = weight = 0
     for index, item in enumerate(items):
         weight += size(item)
-        if index > start and (index - start == BATCH_RECORDS or weight > BATCH_BYTES):
+        if index > start and (index - start == most or weight > BATCH_BYTES):
             yield items[start:index]
             start, weight = index, size(item)
     if start < len(items):
         yield items[start:]
+
+
+def _read_at_once(want: Want) -> int:
+    """Records in one reply: few where bodies come with them."""
+    return BATCH_RECORDS if want is Want.STATE else 64
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

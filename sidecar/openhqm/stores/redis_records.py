@@ -26,6 +26,7 @@ from openhqm.stores.base import (
     Retry,
     Settlement,
     State,
+    Want,
 )
 from openhqm.stores.rules import body_bytes
 
@@ -157,9 +158,11 @@ def pack_extension(id: bytes, epoch: int) -> bytes:
     return struct.pack(">16sI", id, epoch)
 
 
-def pack_listing(lane: Lane, states: Sequence[State], after: float, limit: int, scan: int) -> bytes:
+def pack_listing(
+    lane: Lane, states: Sequence[State], want: Want, after: float, limit: int, scan: int
+) -> bytes:
     bits = sum(1 << STATE_CODES[state] for state in set(states) or STATES)
-    return struct.pack(">BBdII", LANE_CODES[lane], bits, after, limit, scan)
+    return struct.pack(">BBBdII", LANE_CODES[lane], bits, want.value, after, limit, scan)
 
 
 def pack_replay(replay: Replay) -> bytes:

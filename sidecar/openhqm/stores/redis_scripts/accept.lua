@@ -5,7 +5,7 @@
 local figures = call('HMGET', P .. 'counts', 'requests.queued', 'requests.running', 'requests.retrying', 'bytes')
 local backlog = (tonumber(figures[1]) or 0) + (tonumber(figures[2]) or 0) + (tonumber(figures[3]) or 0)
 local bytes = tonumber(figures[4]) or 0
-local first_backlog, first_bytes = backlog, bytes
+local first_backlog = backlog
 local seq = next_seq((#ARGV - 1) / 2)
 
 local metas = {}
@@ -57,8 +57,7 @@ end
 
 local replies = {}
 for i = 2, #ARGV, 2 do replies[#replies + 1] = accept(ARGV[i], ARGV[i + 1]) end
-count('requests.accepted', backlog - first_backlog)
-count('requests.queued', backlog - first_backlog)
-count('bytes', bytes - first_bytes)
+count(REQUESTS, 'accepted', backlog - first_backlog)
+count(REQUESTS, 'queued', backlog - first_backlog)
 commit()
 return replies

@@ -11,7 +11,7 @@ for i = 1, #ids do
     zadd('timers', ends, r.id)
     replies[i] = has(r, CANCEL_REQUESTED) and 2 or 1
   else
-    count(LANES[r and r.lane or 0] .. '.stale', 1)
+    count(r and r.lane or REQUESTS, 'stale', 1)
     replies[i] = 0
   end
 end

@@ -4,7 +4,7 @@
 
 local lane_code, limit, lease_seconds = unpack_('>BI4d', ARGV[2])
 local lane = LANES[lane_code]
-local ready, delayed = P .. lane .. ':ready', P .. lane .. ':delayed'
+local ready, delayed = P .. READY[lane_code], P .. DELAYED[lane_code]
 local PROMOTED, EXAMINED = 1000, 1000
 
 local state = call('HMGET', P .. 'counts', lane .. '.paused', lane .. '.turn')
@@ -85,7 +85,7 @@ end
 
 local reply = {'', pack('>d', NOW)}
 if #leases > 0 then
-  count(lane .. '.turn', turn - (tonumber(state[2]) or 0))
+  count(lane_code, 'turn', turn - (tonumber(state[2]) or 0))
   local bodies = call('MGET', unpack(requests))
   for i = 1, #leases do
     local r = leases[i]

@@ -20,13 +20,12 @@ local function replay(old_id, new_id, max_age)
   r.max_claims = old.max_claims
   put('q:' .. new_id, call('GET', P .. 'q:' .. old_id))
   if has(old, CALLBACK) then put('c:' .. new_id, call('GET', P .. 'c:' .. old_id)) end
-  lane_count(r, 'accepted', 1)
-  lane_count(r, 'replayed', 1)
-  lane_count(r, 'queued', 1)
-  count('bytes', r.held)
+  count(r.lane, 'accepted', 1)
+  count(r.lane, 'replayed', 1)
+  count(r.lane, 'queued', 1)
   set(old, REPLAYED)
   clear(old, OWNS_REQUEST_BLOB)
-  lane_count(old, 'dead', -1)
+  count(old.lane, 'dead', -1)
   change(old)
   return 1
 end

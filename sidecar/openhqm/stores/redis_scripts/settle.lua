@@ -8,7 +8,7 @@ local HEADER = '>c16I4BBBBddBc0I4c0'
 
 -- The blob of a refused answer is garbage, unless it is the answer this record has.
 local function refuse(r, id, answer_kind, answer)
-  count(LANES[r and r.lane or 0] .. '.stale', 1)
+  count(r and r.lane or REQUESTS, 'stale', 1)
   if answer_kind ~= 2 then return 0 end
   local current = r and has(r, OWNS_ANSWER_BLOB) and call('GET', P .. 'a:' .. id)
   if not current or blob_name(current) ~= blob_name(answer) then remove('blob:' .. blob_name(answer)) end

@@ -1,0 +1,170 @@
+-- How records come to be, wait, end and go: the transitions the scripts share. Follows common.lua.
+
+-- Name of the blob in a stored request or answer: length, head, kind, then size and name.
+local function blob_name(payload)
+  return sub(payload, 4 + unpack_('>I4', payload) + 1 + 8 + 1)
+end
+
+local function delete_blob(key)
+  local payload = call('GET', P .. key)
+  if payload then remove('blob:' .. blob_name(payload)) end
+end
+
+-- Keep a blob for good, as part of the transition that names it. False when it is gone.
+local function keep_blob(name)
+  local key = P .. 'blob:' .. name
+  return call('PERSIST', key) == 1 or call('EXISTS', key) == 1
+end
+
+-- Put a waiting record where lease finds it; its turn and its time must have come or be known.
+local function line_up(r)
+  zadd('timers', r.deadline > 0 and r.deadline or NEVER, r.id)
+  if has(r, BLOCKED) then return end
+  if r.ready_at > NOW then
+    zadd(DELAYED[r.lane], r.ready_at, r.id)
+  else
+    zadd(READY[r.lane], (9 - r.priority) * LEVEL + r.seq, r.id)
+  end
+  wake = bor(wake, 2 ^ r.lane)
+end
+
+local function step_out(r)
+  if has(r, BLOCKED) then return end
+  zrem(READY[r.lane], r.id)
+  zrem(DELAYED[r.lane], r.id)
+end
+
+-- Take a record out of its key's line and let the next one have its turn.
+local function leave_line(r)
+  local line = P .. 'line:' .. strings(r)
+  call('ZREM', line, r.id)
+  if has(r, BLOCKED) then
+    clear(r, BLOCKED)
+    count(r.lane, 'blocked', -1)
+    return
+  end
+  local head = call('ZRANGE', line, 0, 0)[1]
+  local next_ = head and load_one(head)
+  if next_ and has(next_, BLOCKED) then
+    clear(next_, BLOCKED)
+    count(next_.lane, 'blocked', -1)
+    change(next_)
+    line_up(next_)
+  end
+end
+
+-- A new record. *rest* is FIXED and what follows; *size* the bytes of its request.
+local function create(id, flags, ready_at, deadline, seq, lane, priority, size, rest)
+  local r = {
+    id = id, state = QUEUED, flags = bor(flags, REQUEST), epoch = 0, attempts = 0, claims = 0,
+    ready_at = ready_at, started_at = 0, finished_at = 0, expires_at = 0, held = size + RESERVE,
+    seq = seq, accepted_at = NOW, deadline = deadline, lane = lane, priority = priority,
+    request_bytes = size, rest = rest, dirty = true,
+  }
+  records[id] = r
+  dirty[#dirty + 1] = r
+  bytes_delta = bytes_delta + r.held
+  if has(r, KEYED) then
+    local line = P .. 'line:' .. strings(r)
+    call('ZADD', line, seq, id)
+    if call('ZRANGE', line, 0, 0)[1] ~= id then
+      set(r, BLOCKED)
+      count(r.lane, 'blocked', 1)
+    end
+  end
+  zadd(ALL[lane], seq, id)
+  line_up(r)
+  return r
+end
+
+local function next_seq(many)
+  return call('HINCRBY', P .. 'counts', 'seq', many) - many + 1
+end
+
+-- The id `rules.callback_id` gives: version 7 becomes 8.
+local function callback_id(id)
+  return sub(id, 1, 6) .. string.char(bit.bxor(string.byte(id, 7), 0xF0)) .. sub(id, 8)
+end
+
+local function send_callback(r)
+  local request = call('GET', P .. 'c:' .. r.id)
+  local id = callback_id(r.id)
+  local size = unpack_('>I4', request)
+  local rest = pack('>BBBI4d', CALLBACKS, 5, REPEAT, r.max_claims, size)
+    .. pack('>I2BBc0B', 0, 0, #r.id, r.id, 0)
+  create(id, 0, NOW, 0, next_seq(1), CALLBACKS, 5, size, rest)
+  put('q:' .. id, request)
+  count(CALLBACKS, 'accepted', 1)
+  count(CALLBACKS, 'queued', 1)
+end
+
+local function move(r, state)
+  count(r.lane, STATES[r.state], -1)
+  count(r.lane, STATES[state], 1)
+  r.state = state
+  change(r)
+end
+
+local function drop_request(r)
+  if has(r, OWNS_REQUEST_BLOB) then delete_blob('q:' .. r.id) end
+  remove('q:' .. r.id)
+  if has(r, CALLBACK) then remove('c:' .. r.id) end
+  clear(r, REQUEST + OWNS_REQUEST_BLOB + CALLBACK)
+end
+
+-- Give back a scope, unless another record has it by now.
+local function free_scope(r)
+  local _, scope = strings(r)
+  local holder = call('GET', P .. 'x:' .. scope)
+  if holder and sub(holder, 1, 16) == r.id then remove('x:' .. scope) end
+end
+
+-- End a record that is not in the ready or delayed set. *answer_bytes* counts a stored answer.
+local function finish(r, state, reason, answer_bytes)
+  move(r, state)
+  r.finished_at = NOW
+  r.expires_at = NOW + (state == FAILED and DEAD_TTL or ANSWER_TTL)
+  r.rest = r.rest .. reason
+  if has(r, KEYED) then leave_line(r) end
+  if has(r, CALLBACK) then send_callback(r) end
+  if state == FAILED then
+    count(r.lane, 'dead', 1)
+    zadd(FAILURES[r.lane], r.seq, r.id)
+    hold(r, r.request_bytes + answer_bytes)
+  else
+    hold(r, answer_bytes)
+    drop_request(r)
+  end
+  if has(r, SCOPED) and r.attempts == 0 and (state == CANCELLED or state == EXPIRED) then
+    free_scope(r)
+    clear(r, SCOPED)
+  end
+  zadd('timers', r.expires_at, r.id)
+  notify(r, reason)
+end
+
+-- Make a leased record wait again.
+local function wait_again(r, ready_at)
+  move(r, r.attempts > 0 and RETRYING or QUEUED)
+  r.ready_at = ready_at
+  line_up(r)
+  notify(r, '')
+end
+
+-- Forget a final record.
+local function delete(r)
+  if has(r, REQUEST) then drop_request(r) end
+  if has(r, OWNS_ANSWER_BLOB) then delete_blob('a:' .. r.id) end
+  if has(r, ANSWER) then remove('a:' .. r.id) end
+  if has(r, NOTED) then remove('n:' .. r.id) end
+  if has(r, SCOPED) then free_scope(r) end
+  if r.state == FAILED then
+    zrem(FAILURES[r.lane], r.id)
+    if not has(r, REPLAYED) then count(r.lane, 'dead', -1) end
+  end
+  hold(r, 0)
+  remove('m:' .. r.id)
+  zrem(ALL[r.lane], r.id)
+  zrem('timers', r.id)
+  r.deleted = true
+end
