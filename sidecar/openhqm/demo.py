@@ -67,8 +67,8 @@ def run(*, once: bool, requests: int, kill: bool = False) -> int:
     """
     try:
         return asyncio.run(_run(once, requests, kill))
-    except KeyboardInterrupt:
-        return 0
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 130 if once else 0  # Ctrl-C is how the long form ends
     except DemoFailed as exc:
         sys.stderr.write(f"openhqm demo: {exc}\n")
         return 1
@@ -118,12 +118,13 @@ async def _send(session: aiohttp.ClientSession, orders: list[Order], progress: B
 
     async def send(order: Order) -> None:
         headers = {"Prefer": "respond-async", "Content-Type": "application/json"}
+        asked_at = time.monotonic()
         async with session.request(order.method, order.path, data=order.body, headers=headers) as response:
             if response.status != 202:
                 raise DemoFailed(f"{order.method} {order.path} got {response.status}, not 202")
             location = response.headers["Location"]
             order.handle = location.rpartition("/requests/")[2].partition("/")[0]
-            progress.accepted()
+            progress.accepted(order, time.monotonic() - asked_at)
 
     await _all([send(order) for order in orders])
 
@@ -175,6 +176,7 @@ class Board:
         self._console = console
         self._total = total
         self._accepted = self._finished = 0
+        self._shown: Order | None = None
         self.bars = Progress(
             TextColumn("{task.description:<20}"),
             BarColumn(),
@@ -184,9 +186,12 @@ class Board:
             disable=not console.is_terminal,
         )
         self._accepted_bar = self.bars.add_task("accepted (202)", total=total)
-        self._finished_bar = self.bars.add_task("answered by the app", total=total)
+        self._finished_bar = self.bars.add_task("finished", total=total)
 
-    def accepted(self) -> None:
+    def accepted(self, order: Order, seconds: float) -> None:
+        if self._shown is None:
+            self._shown = order  # one request is followed from 202 to answer, the others are counted
+            self._console.print(f"202          {order.method} {order.path} after {seconds * 1000:.0f} ms")
         self._accepted += 1
         self.bars.advance(self._accepted_bar)
         self._tell(self._accepted, "accepted")
@@ -202,6 +207,9 @@ class Board:
                 f"[yellow]retried[/yellow]      {order.method} {order.path}: "
                 f"answered {order.status} at attempt {order.attempts}"
             )
+        elif order is self._shown:
+            answer = order.answer.decode().strip()
+            self._console.print(f"{order.status}          {order.method} {order.path} {answer}", markup=False)
         self._tell(self._finished, "finished")
 
     def _tell(self, number: int, what: str) -> None:
@@ -237,13 +245,14 @@ def _judge(console: Console, orders: list[Order]) -> bool:
         (len(retried) >= 1, f"{len(retried)} of them sent again after a failure that was safe to repeat"),
         (
             [order.is_payment for order in dead] == [True],
-            f"{len(dead)} dead letter: the app died during a payment. Made or not? Nobody can know, so "
-            "it is not repeated but kept for you to decide",
+            f"{len(dead)} dead letter: the app died during a payment, and nobody can know if it was made.\n"
+            "       Repeating it could pay twice, so it is kept for you to decide: openhqm dlq list",
         ),
     ]
     console.print()
     for good, sentence in findings:
-        console.print("[green]ok[/green]      " if good else "[red]FAILED[/red]  ", sentence)
+        mark = "[green]ok[/green]    " if good else "[red]FAILED[/red]"
+        console.print(mark, sentence, soft_wrap=True)
     return all(good for good, _ in findings)
 
 

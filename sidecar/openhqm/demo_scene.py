@@ -76,6 +76,7 @@ class Scene:
             "OPENHQM_EGRESS__CONCURRENCY": str(CONCURRENCY),
             "OPENHQM_EGRESS__LEASE_SECONDS": "3",
             "OPENHQM_RETRY__INITIAL_BACKOFF_SECONDS": "0.5",
+            "OPENHQM_DRAIN__ACCEPT_SECONDS": "0",
         }
         with (self.folder / f"{name}.log").open("ab") as log:
             self._children[name] = subprocess.Popen(  # noqa: S603 - our own programs

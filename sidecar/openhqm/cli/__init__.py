@@ -14,7 +14,7 @@ import typer
 from openhqm import __version__
 from openhqm.cli import process, records, running
 from openhqm.cli.client import CallFailed
-from openhqm.errors import SettingsError
+from openhqm.errors import OpenHQMError, SettingsError
 
 app = typer.Typer(
     name="openhqm",
@@ -63,7 +63,7 @@ def main() -> None:
         app()
     except SettingsError as exc:
         sys.exit(_complain(str(exc), 2))
-    except CallFailed as exc:
+    except (CallFailed, OpenHQMError) as exc:
         sys.exit(_complain(str(exc), 1))
     except BrokenPipeError:
         sys.stderr.close()  # `openhqm list | head`: nobody reads on, nothing to complain about
