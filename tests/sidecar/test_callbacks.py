@@ -14,6 +14,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.test_utils import TestServer
 from standardwebhooks.webhooks import Webhook
 
+from openhqm import dispatcher
 from openhqm.callbacks import Callbacks, decode_callback, encode_callback
 from openhqm.errors import EnvelopeCorrupt, SettingsError
 from openhqm.settings import Settings
@@ -49,6 +50,12 @@ class Receiver:
         if isinstance(reply, int):
             return web.Response(status=reply, text="sorry" * 2000)
         return web.Response(status=reply[0], headers=reply[1])
+
+
+@pytest.fixture(autouse=True)
+def _short_lease_calls(monkeypatch):
+    """A drain waits for the lease call under way, and these tests drain often."""
+    monkeypatch.setattr(dispatcher, "LEASE_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture
