@@ -156,7 +156,7 @@ class Client:
                 _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port)
         except OSError as exc:
             raise AppUnreachable(f"cannot connect to {self._host}:{self._port}: {exc or 'timeout'}") from exc
-        if not connection.is_fresh():
+        if self._closed or not connection.is_fresh():
             connection.abort()
             raise AppUnreachable(f"{self._host}:{self._port} took the connection and dropped it")
         return connection

@@ -228,6 +228,7 @@ class Connection(asyncio.Protocol):
         self._message_complete = False
         self._keep_alive = False
         self._surplus = False
+        self._sent = False
         self._last_piece = b""
         self._framing_bytes = 0
         self._invalid = ""
@@ -241,6 +242,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, head: bytes, body: bytes) -> None:
         """Write a whole request."""
+        self._sent = True
         if len(body) <= _JOIN_BYTES:
             self._transport.write(head + body)
         else:
@@ -265,10 +267,11 @@ class Connection(asyncio.Protocol):
                 await self.drain()
         if head:
             self._transport.write(head)
+        self._sent = True
         sent()
 
     def _body_ended(self, sender: asyncio.Task[None]) -> None:
-        if not sender.cancelled() and (error := sender.exception()) is not None:
+        if not sender.cancelled() and (error := sender.exception()) and self._sender is sender:
             self.fail(error)  # the source of the body failed, not the app
 
     def send_head(self, head: bytes) -> None:
@@ -425,14 +428,14 @@ class Connection(asyncio.Protocol):
 
     def _end(self, data: bytes) -> None:
         """The answer is whole. Keep the connection only if it can carry another exchange in step."""
-        early = self._sender is not None and not self._sender.done()
         response = self._detach()
         assert response is not None
-        sent = not early and not self._transport.get_write_buffer_size()
-        if sent and self._keep_alive and not self._surplus and self._ends_with_message(data, response):
+        if not self._sent or self._transport.get_write_buffer_size():
+            self.abort()  # the app did not want the rest of the request
+        elif self._keep_alive and not self._surplus and self._ends_with_message(data, response):
             self._keep(response)
         else:
-            self.abort() if early else self._close()
+            self._close()
         response._finish()
 
     def _keep(self, response: Response) -> None:
@@ -476,6 +479,9 @@ class Connection(asyncio.Protocol):
         response = self._response
         if response is None or response.head_complete:
             return
+        if _CONTROL_BYTE.search(response.reason):
+            self._invalid = "there are control bytes in its status line"
+            return
         status = self._parser.get_status_code()
         if status in _INTERIM:
             self._interim = True
@@ -512,8 +518,6 @@ class Connection(asyncio.Protocol):
             return f"it has more than {HEAD_LIMIT_LINES} header lines"
         if sum([len(name) + len(value) + 4 for name, value in response.headers]) > HEAD_LIMIT_BYTES:
             return "its head is too large"
-        if _CONTROL_BYTE.search(response.reason):
-            return "there are control bytes in its status line"
         if status == 101:
             response.framing = Framing.UPGRADE
             return "" if response.upgrade and self._parser.should_upgrade() else "an upgrade nobody asked for"

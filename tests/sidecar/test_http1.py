@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 
+import h11
 import pytest
 import uvloop
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.sidecar.raw_app import Peer, always, connected, running
 
 from openhqm.errors import AppAnswerInvalid, AppConnectionLost, AppError, AppTimeout, AppUnreachable
@@ -168,6 +172,7 @@ ANSWERS = {
     "lower case": Row(b"http/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", INVALID),
     "line ends in front": Row(b"\r\n" + OK, INVALID),
     "NUL in the reason": Row(b"HTTP/1.1 200 O\0K\r\nContent-Length: 2\r\n\r\nok", INVALID),
+    "NUL in the reason of a 100": Row(b"HTTP/1.1 100 C\0\r\n\r\n" + OK, INVALID),
     "bare CR in the reason": Row(b"HTTP/1.1 200 O\rK\r\nContent-Length: 2\r\n\r\nok", INVALID),
     "a request instead": Row(b"GET / HTTP/1.1\r\n\r\n", INVALID),
     "TLS instead": Row(b"\x15\x03\x01\x00\x02\x02\x16", INVALID),
@@ -675,6 +680,62 @@ async def test_trailers_without_end_are_refused() -> None:
     async with connected(never_end) as (_, client):
         with pytest.raises(AppAnswerInvalid):
             await client.exchange(GET, b"", timeout_seconds=5)
+
+
+def mutated(draw: st.DrawFn) -> bytes:
+    """An answer from the table with up to three small changes."""
+    raw = bytearray(draw(st.sampled_from(FUZZED)))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(raw)))
+        gone = draw(st.integers(0, 3))
+        raw[at : at + gone] = draw(st.sampled_from(SNIPPETS))
+    return bytes(raw)
+
+
+FUZZED = [row.raw for row in ANSWERS.values() if 0 < len(row.raw) < 300 and not row.head]
+SNIPPETS = [
+    *[bytes([byte]) for byte in b"\r\n\t\0 :,;0129aZ\x7f\xff"],
+    b"",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\r\nContent-Length: 1\r\n",
+    b"\r\nTransfer-Encoding: chunked\r\n",
+    b"chunked, ",
+]
+
+
+def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Without what h11 writes anew, and without the trailing blanks that it removes."""
+    framing = (b"content-length", b"transfer-encoding")
+    return [(bytes(n), bytes(v).rstrip(b" \t")) for n, v in headers if n.lower() not in framing]
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=st.composite(mutated)())
+async def test_what_is_accepted_means_the_same_to_another_parser(raw: bytes) -> None:
+    """Whatever the app sends: an answer we take, h11 reads as the same status, headers and body."""
+    async with connected(always(raw, close=True)) as (_, client):
+        try:
+            response = await client.exchange(GET, b"", timeout_seconds=5)
+            body = await response.read()
+        except (AppAnswerInvalid, AppConnectionLost):
+            return
+
+    oracle = h11.Connection(h11.CLIENT)
+    oracle.send(h11.Request(method="GET", target="/", headers=[("Host", "app")]))
+    oracle.send(h11.EndOfMessage())
+    oracle.receive_data(re.sub(rb"\r\n\r\n[\r\n]+HTTP/", b"\r\n\r\nHTTP/", raw))  # behind a 100: harmless
+    oracle.receive_data(b"")
+    while isinstance(head := oracle.next_event(), h11.InformationalResponse):
+        pass
+    assert isinstance(head, h11.Response)
+    assert (head.status_code, head.reason) == (response.status, response.reason)
+    assert _end_to_end(head.headers.raw_items()) == _end_to_end(response.headers)
+    expected = bytearray()
+    while isinstance(event := oracle.next_event(), h11.Data):
+        expected += event.data
+    assert isinstance(event, h11.EndOfMessage)
+    assert body == bytes(expected)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -373,6 +373,27 @@ async def test_a_client_that_leaves_ends_the_apps_connection(begun: bool) -> Non
         await asyncio.wait_for(ended.wait(), 5)
 
 
+async def test_a_client_that_leaves_within_its_body_is_never_whole_for_the_app() -> None:
+    """The app gets what was sent and then the end of its connection, short of Content-Length."""
+    received = bytearray()
+    begun = asyncio.Event()
+
+    async def read_all(peer: Peer) -> None:
+        while data := await peer.reader.read(1000):
+            received.extend(data)
+            begun.set()
+
+    head = b"PUT / HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\n"
+    async with passing(read_all) as (app, proxy):
+        caller = await proxy.call(head + b"half")
+        await begun.wait()
+        caller.writer.close()
+        await asyncio.wait_for(app.quiet(), 5)
+
+    assert (head + b"half").startswith(received)
+    assert app.connections == 1
+
+
 @pytest.mark.parametrize(
     ("answer", "slug"),
     [(b"", b"app-connection-lost"), (b"HTTP/1.1 2", b"app-connection-lost"), (b"\0", b"app-answer-invalid")],
