@@ -98,7 +98,7 @@ async def all_records(store: Store, lane: Lane, want: Want = Want.STATE) -> list
     records: list[Record] = []
     cursor = b""
     while True:
-        page = await store.list(lane=lane, cursor=cursor, limit=100, want=want)
+        page = await store.list(lane=lane, cursor=cursor, limit=500, want=want)
         records += page.records
         cursor = page.cursor
         if not cursor:

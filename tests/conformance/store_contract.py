@@ -991,7 +991,7 @@ class StoreContract:
                     running.discard(lease.key or b"")
                     await raw.settle([done(lease)])
 
-        await asyncio.gather(*(consume() for _ in range(6)))
+        await asyncio.gather(*(consume() for _ in range(4)))
 
         assert sorted(itertools.chain(*order.values())) == list(range(100))
         assert all(places == sorted(places) for places in order.values())
@@ -1482,9 +1482,9 @@ class StoreContract:
 
     # ----------------------------------------------------------- random walk
 
-    @pytest.mark.parametrize("seed", range(6))
+    @pytest.mark.parametrize("seed", range(4))
     async def test_a_random_walk_agrees_with_the_model(self, case: StoreCase, seed: int) -> None:
-        await walk(case, random.Random(seed), steps=250)
+        await walk(case, random.Random(seed), steps=200)
 
 
 def _by_id(records: list[NewRecord], id: bytes) -> NewRecord:

@@ -53,6 +53,7 @@ from openhqm.stores.base import (
 )
 from openhqm.stores.blobs import Garbage, MemoryBlobs
 from openhqm.stores.clock import AnchoredClock, Clock
+from openhqm.stores.timers import Timers
 from openhqm.stores.waiting import Bell, Listener, Watchers, lease_when_ready
 
 MAX_INLINE_BYTES = 16 * 1024 * 1024
@@ -92,38 +93,6 @@ class _Row:
     answer: Answer | None = None
     replayed_as: bytes | None = None
     is_ready: bool = False
-
-
-class _Timers:
-    """At most one time per sequence number; the heap may hold old entries, the dict decides."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int]] = []
-        self._times: dict[int, float] = {}
-
-    def set(self, seq: int, when: float | None) -> None:
-        """Replace the time of *seq*; None removes it."""
-        if when is None:
-            self._times.pop(seq, None)
-            return
-        self._times[seq] = when
-        heapq.heappush(self._heap, (when, seq))
-        if len(self._heap) > 2 * len(self._times) + 64:
-            self._heap = [(when, seq) for seq, when in self._times.items()]
-            heapq.heapify(self._heap)
-
-    def next_at(self) -> float:
-        """The earliest time; infinite when there is none."""
-        while self._heap and self._times.get(self._heap[0][1]) != self._heap[0][0]:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else math.inf
-
-    def pop_due(self, now: float) -> Iterator[int]:
-        """Remove and yield what is due at *now*, earliest first."""
-        while self.next_at() <= now:
-            seq = heapq.heappop(self._heap)[1]
-            del self._times[seq]
-            yield seq
 
 
 @dataclass(slots=True)
@@ -167,9 +136,9 @@ class MemoryStore:
         self._ids: dict[bytes, _Row] = {}
         self._scopes: dict[bytes, _Row] = {}
         self._secrets: dict[str, bytes] = {}
-        self._waking = _Timers()
-        self._lapsing = _Timers()
-        self._deleting = _Timers()
+        self._waking = Timers()
+        self._lapsing = Timers()
+        self._deleting = Timers()
         self._next_seq = 1
         self._bytes = 0
         self._open = False
@@ -683,6 +652,7 @@ def _lease_of(row: _Row) -> Lease:
         key=row.key,
         priority=row.priority,
         parent=row.parent,
+        leased_at=row.started_at or 0.0,
     )
 
 

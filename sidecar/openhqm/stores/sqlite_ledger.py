@@ -1,0 +1,797 @@
+"""The SQLite store's transitions: plain functions on the writing connection, inside a transaction.
+
+`sqlite_commits.py` opens the transaction, runs these for many callers, and commits; `sqlite.py` is
+what callers see. Besides the file the ledger keeps in memory what only the one owner needs: the
+leases (so that renewing one writes nothing, and settling reads nothing) and the lanes' figures,
+which are written back once per transaction. All of it is taken back when a transaction fails.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from openhqm.stores import rules
+from openhqm.stores.base import (
+    Accepted,
+    Answer,
+    BlobRef,
+    Body,
+    Change,
+    Existing,
+    Extension,
+    Finish,
+    Lane,
+    Lease,
+    NewRecord,
+    OnLost,
+    Options,
+    Refusal,
+    Refused,
+    Release,
+    Replay,
+    Retry,
+    Settlement,
+    State,
+)
+from openhqm.stores.blobs import Garbage
+from openhqm.stores.clock import Clock
+from openhqm.stores.timers import Timers
+
+STATES = tuple(State)
+LANES = tuple(Lane)
+QUEUED, RUNNING, RETRYING, DONE, FAILED, CANCELLED, EXPIRED = range(7)
+READY, DELAYED, BLOCKED, LEASED, FINAL = range(5)
+STATE_NUMBERS = {state: number for number, state in enumerate(STATES)}
+
+_HELD = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.epoch, r.attempts, r.claims, r.max_claims,
+    r.repeat, r.cancel_requested, r.accepted_at, r.ready_at, r.deadline, r.key, r.scope, r.parent,
+    r.replayed_as, r.request_bytes, r.history, q.blob, q.blob_bytes, q.callback"""
+_FROM = "FROM records r LEFT JOIN requests q ON q.seq = r.seq"
+_BY_ID = f"SELECT {_HELD} {_FROM} WHERE r.id = ?"
+_LEASABLE = f"""SELECT {_HELD}, q.envelope, q.body {_FROM}
+    WHERE r.place = 0 AND r.lane = ? ORDER BY r.priority DESC, r.seq LIMIT ?"""
+_LEASABLE_OF_PRIORITY = f"""SELECT {_HELD}, q.envelope, q.body {_FROM}
+    WHERE r.place = 0 AND r.lane = ? AND r.priority = ? ORDER BY r.seq LIMIT ?"""
+_NEXT_PRIORITY = """SELECT priority FROM records WHERE place = 0 AND lane = ? AND priority < ?
+    ORDER BY priority DESC LIMIT 1"""
+_DUE = f"""SELECT {_HELD} {_FROM} WHERE r.place = ? AND r.wake_at <= ? ORDER BY r.wake_at LIMIT 1"""
+_NEXT_DUE = "SELECT min(wake_at) FROM records WHERE place = ? AND wake_at IS NOT NULL"
+_NEXT_OF_KEY = f"""SELECT {_HELD} {_FROM}
+    WHERE r.lane = ? AND r.key = ? AND r.place < 4 ORDER BY r.seq LIMIT 1"""
+_OUTLIVED = """SELECT r.seq, r.id, r.lane, r.state, r.replayed_as, r.request_bytes + r.answer_bytes,
+    q.blob, q.blob_bytes, a.blob, a.blob_bytes
+    FROM records r LEFT JOIN requests q ON q.seq = r.seq LEFT JOIN answers a ON a.seq = r.seq"""
+_OUTLIVED_DUE = f"{_OUTLIVED} WHERE r.place = 4 AND r.wake_at <= ? ORDER BY r.wake_at LIMIT ?"
+_OUTLIVED_ID = f"{_OUTLIVED} WHERE r.place = 4 AND r.id = ?"
+_INSERT_RECORD = """INSERT INTO records (seq, id, lane, state, place, priority, max_claims, repeat,
+    accepted_at, ready_at, deadline, wake_at, key, scope, fingerprint, parent, replay_of, request_bytes)
+    VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_INSERT_REQUEST = "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)"
+_INSERT_ANSWER = "INSERT INTO answers VALUES (?, ?, ?, ?, ?)"
+_LEASE = """UPDATE records SET state = 1, place = 3, epoch = ?, started_at = ?, wake_at = NULL
+    WHERE seq = ?"""
+_FINISH = """UPDATE records SET state = ?, place = 4, attempts = ?, claims = ?, finished_at = ?, wake_at = ?,
+    request_bytes = ?, answer_bytes = ?, reason = ?, history = ? WHERE seq = ?"""
+_WAIT = """UPDATE records SET state = ?, place = ?, attempts = ?, claims = ?, ready_at = ?, wake_at = ?,
+    history = ? WHERE seq = ?"""
+_PLACE = "UPDATE records SET place = ?, wake_at = ? WHERE seq = ?"
+_FIGURES = (
+    *(state.value for state in STATES),
+    "accepted",
+    "replayed",
+    "dead_letters",
+    "ready",
+    "bytes",
+    "stale",
+    "paused",
+)
+_WRITE_FIGURES = f"UPDATE lanes SET {', '.join(f'{name} = ?' for name in _FIGURES)} WHERE lane = ?"  # noqa: S608
+READ_FIGURES = f"SELECT {', '.join(_FIGURES)} FROM lanes WHERE lane = ?"  # noqa: S608
+_MOST_WOKEN = 256
+_ABOVE_ALL = 10
+
+
+class Held(NamedTuple):
+    """A record as transitions need it; `until` is when its lease ends."""
+
+    seq: int
+    id: bytes
+    lane: int
+    state: int
+    place: int
+    priority: int
+    epoch: int
+    attempts: int
+    claims: int
+    max_claims: int
+    repeat: int
+    cancel_requested: int
+    accepted_at: float
+    ready_at: float
+    deadline: float | None
+    key: bytes | None
+    scope: bytes | None
+    parent: bytes | None
+    replayed_as: bytes | None
+    request_bytes: int
+    history: bytes
+    blob: str | None
+    blob_bytes: int | None
+    callback: bytes | None
+    until: float = 0.0
+
+
+_WIDTH = len(Held._fields) - 1
+
+
+@dataclass(slots=True)
+class Figures:
+    """One lane's figures; `states` are now-figures for unfinished states, cumulative for finals."""
+
+    states: list[int] = field(default_factory=lambda: [0] * len(STATES))
+    accepted: int = 0
+    replayed: int = 0
+    dead_letters: int = 0
+    ready: int = 0
+    bytes: int = 0
+    stale: int = 0
+    paused: int = 0
+
+    @property
+    def waiting(self) -> int:
+        return self.states[QUEUED] + self.states[RETRYING]
+
+    @property
+    def unfinished(self) -> int:
+        return self.waiting + self.states[RUNNING]
+
+    def row(self) -> tuple[int, ...]:
+        return (
+            *self.states,
+            self.accepted,
+            self.replayed,
+            self.dead_letters,
+            self.ready,
+            self.bytes,
+            self.stale,
+            self.paused,
+        )
+
+    @classmethod
+    def of(cls, row: Sequence[int]) -> Figures:
+        return cls(list(row[: len(STATES)]), *row[len(STATES) :])
+
+
+class Ledger:
+    """Transitions and what they change in memory.
+
+    Args:
+        on_committed: told the changes, and the lanes where there may be work, once durable.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        options: Options,
+        clock: Clock,
+        garbage: Garbage,
+        on_committed: Callable[[Sequence[Change], Iterable[int]], None],
+    ) -> None:
+        self._connection = connection
+        self._options = options
+        self._clock = clock
+        self._garbage = garbage
+        self._on_committed = on_committed
+        self._held: dict[bytes, Held] = {}
+        self._lapsing = Timers()
+        self._figures = [
+            Figures.of(connection.execute(READ_FIGURES, (lane,)).fetchone()) for lane in range(len(LANES))
+        ]
+        self._written = [figures.row() for figures in self._figures]
+        [last_seq] = connection.execute("SELECT max(seq) FROM records").fetchone()
+        self._next_seq = (last_seq or 0) + 1
+        self._leased = [0] * len(LANES)
+        self.next_due_at = -math.inf
+        self._changes: list[Change] = []
+        self._dropped: list[Body] = []
+        self._rung: set[int] = set()
+        self._finished: list[tuple[Any, ...]] = []
+        self._answered: list[tuple[Any, ...]] = []
+        self._undo: Callable[[], None] = lambda: None
+
+    # -- the transaction's frame
+
+    def begin(self) -> None:
+        held, figures = dict(self._held), [Figures.of(figures.row()) for figures in self._figures]
+        next_seq, leased = self._next_seq, list(self._leased)
+
+        def undo() -> None:
+            self._held, self._figures, self._next_seq, self._leased = held, figures, next_seq, leased
+            self._lapsing = Timers()
+            for lease in held.values():
+                self._lapsing.set(lease.seq, lease.until)
+
+        self._undo = undo
+
+    def flush(self) -> None:
+        for lane, figures in enumerate(self._figures):
+            row = figures.row()
+            if row != self._written[lane]:
+                self._connection.execute(_WRITE_FIGURES, (*row, lane))
+
+    def committed(self) -> None:
+        self._written = [figures.row() for figures in self._figures]
+        changes, rung = self._changes, self._rung
+        self._garbage.add(*self._dropped)
+        self._forget()
+        self._on_committed(changes, rung)
+
+    def roll_back(self) -> None:
+        self._undo()
+        self._forget()
+        self.next_due_at = -math.inf
+
+    def _forget(self) -> None:
+        self._changes, self._rung, self._dropped = [], set(), []
+        self._finished, self._answered = [], []
+
+    # -- accept
+
+    def accept(self, records: Sequence[NewRecord]) -> list[Accepted | Existing | Refused]:
+        batch = _Batch(self)
+        results = [self._accept(record, batch) for record in records]
+        batch.write()
+        return results
+
+    def _accept(self, record: NewRecord, batch: _Batch) -> Accepted | Existing | Refused:
+        if batch.has(record.id) or self._one("SELECT 1 FROM records WHERE id = ?", record.id):
+            return Accepted(record.id)
+        if record.idempotency is not None:
+            scope = record.idempotency.scope
+            held = batch.scopes.get(scope) or self._one(
+                "SELECT id, fingerprint FROM records WHERE scope = ?", scope
+            )
+            if held is not None:
+                same = held[1] == record.idempotency.fingerprint
+                return Existing(held[0]) if same else Refused(Refusal.IDEMPOTENCY_MISMATCH)
+        size = len(record.envelope) + rules.body_bytes(record.body)
+        if refusal := self._refusal(size):
+            return Refused(refusal)
+        now = self._clock()
+        batch.add(
+            record,
+            lane=0,
+            now=now,
+            ready_at=rules.ready_at(record, now),
+            deadline=rules.deadline(record, now),
+            size=size,
+        )
+        return Accepted(record.id)
+
+    def _refusal(self, size: int) -> Refusal | None:
+        if self._figures[0].unfinished >= self._options.max_backlog:
+            return Refusal.BACKLOG_FULL
+        held = sum(figures.bytes for figures in self._figures)
+        if held + size + self._options.answer_reserve_bytes > self._options.max_bytes:
+            return Refusal.BYTES_FULL
+        return None
+
+    def key_is_taken(self, lane: int, key: bytes) -> bool:
+        sql = "SELECT 1 FROM records WHERE lane = ? AND key = ? AND place < 4 LIMIT 1"
+        return self._one(sql, lane, key) is not None
+
+    def place_new(self, lane: int, place: int, ready_at: float, deadline: float | None) -> float | None:
+        """Count a record that is put at *place*; returns when it wakes."""
+        figures = self._figures[lane]
+        figures.accepted += 1
+        figures.states[QUEUED] += 1
+        figures.ready += place == READY
+        self._rung.add(lane)
+        return self._wakes_at(place, ready_at, deadline)
+
+    def count_bytes(self, lane: int, size: int) -> None:
+        self._figures[lane].bytes += size + self._options.answer_reserve_bytes
+
+    def insert(self, records: Sequence[tuple[Any, ...]], requests: Sequence[tuple[Any, ...]]) -> None:
+        self._connection.executemany(_INSERT_RECORD, records)
+        self._connection.executemany(_INSERT_REQUEST, requests)
+
+    def take_seq(self) -> int:
+        self._next_seq += 1
+        return self._next_seq - 1
+
+    def _wakes_at(self, place: int, ready_at: float, deadline: float | None) -> float | None:
+        wakes_at = deadline
+        if place == DELAYED and (deadline is None or ready_at < deadline):
+            wakes_at = ready_at
+        if wakes_at is not None and wakes_at < self.next_due_at:
+            self.next_due_at = wakes_at
+        return wakes_at
+
+    # -- lease and extend
+
+    def lease(self, limit: int, lease_seconds: float, lane: int) -> list[Lease]:
+        now = self._clock()
+        if self.next_due_at <= now:
+            self.wake(_MOST_WOKEN)
+        if self._figures[lane].paused:
+            return []
+        rows = self._choose(limit, lane)
+        until = now + lease_seconds
+        figures = self._figures[lane]
+        leases, updates = [], []
+        for row in rows:
+            held = Held._make((*row[:_WIDTH], until))
+            held = held._replace(state=RUNNING, place=LEASED, epoch=held.epoch + 1)
+            self._held[held.id] = held
+            self._lapsing.set(held.seq, until)
+            self._move(figures, row[3], RUNNING, held, "")
+            updates.append((held.epoch, now, held.seq))
+            leases.append(_lease_of(held, row[_WIDTH], row[_WIDTH + 1]))
+        figures.ready -= len(leases)
+        self._connection.executemany(_LEASE, updates)
+        return leases
+
+    def _choose(self, limit: int, lane: int) -> list[tuple[Any, ...]]:
+        """Take the next rows in order, every eighth of all leases from the oldest instead."""
+        every = rules.OLDEST_FIRST_EVERY
+        before = self._leased[lane]
+        guarded = (before + limit) // every - before // every
+        oldest = self._oldest(guarded, lane) if guarded else []
+        seqs = {row[0] for row in oldest}
+        rows = self._connection.execute(_LEASABLE, (lane, limit)).fetchall()
+        chosen = [row for row in rows if row[0] not in seqs][: limit - len(oldest)] + oldest
+        self._leased[lane] += len(chosen)
+        return chosen
+
+    def _oldest(self, limit: int, lane: int) -> list[tuple[Any, ...]]:
+        """The records accepted first, whatever their priority; none if there is one priority only."""
+        priorities = list(self.ready_priorities(self._connection, lane))
+        if len(priorities) < 2:
+            return []
+        found: list[tuple[Any, ...]] = []
+        for priority in priorities:
+            found += self._connection.execute(_LEASABLE_OF_PRIORITY, (lane, priority, limit)).fetchall()
+        return sorted(found)[:limit]
+
+    @staticmethod
+    def ready_priorities(connection: sqlite3.Connection, lane: int) -> Iterable[int]:
+        """Priorities that leasable records have, highest first; one index look-up each."""
+        priority = _ABOVE_ALL
+        while row := connection.execute(_NEXT_PRIORITY, (lane, priority)).fetchone():
+            [priority] = row
+            yield priority
+
+    def extend(self, leases: Sequence[tuple[bytes, int]], lease_seconds: float) -> list[Extension]:
+        until = self._clock() + lease_seconds
+        return [self._extend(id, epoch, until) for id, epoch in leases]
+
+    def _extend(self, id: bytes, epoch: int, until: float) -> Extension:
+        held = self._holder(id, epoch)
+        if held is None:
+            return Extension.LOST
+        self._held[id] = held._replace(until=until)
+        self._lapsing.set(held.seq, until)
+        return Extension.CANCEL_REQUESTED if held.cancel_requested else Extension.HELD
+
+    def _holder(self, id: bytes, epoch: int) -> Held | None:
+        """The record, if *epoch* is its current lease; otherwise the refusal is counted."""
+        held = self._held.get(id)
+        if held is not None and held.epoch == epoch:
+            return held
+        lane = (
+            held.lane
+            if held is not None
+            else (self._one("SELECT lane FROM records WHERE id = ?", id) or (0,))[0]
+        )
+        self._figures[lane].stale += 1
+        return None
+
+    # -- settle
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        results = [self._settle(settlement) for settlement in settlements]
+        self._write_finished()
+        return results
+
+    def _settle(self, settlement: Settlement) -> bool:
+        held = self._holder(settlement.id, settlement.epoch)
+        if held is None:
+            self._refuse_answer(settlement)
+            return False
+        note = settlement.note + b"\n" if not isinstance(settlement, Release) and settlement.note else b""
+        history = held.history + note
+        match settlement:
+            case Finish(state=state, answer=answer, reason=reason, sent=sent):
+                self._unhold(held)
+                self._finish(held, STATE_NUMBERS[state], held.attempts + sent, answer, reason, history)
+            case Retry(delay_seconds=delay):
+                self._leave(held, held.attempts + 1, delay, history)
+            case Release(delay_seconds=delay):
+                self._leave(held, held.attempts, delay, history)
+        return True
+
+    def _refuse_answer(self, settlement: Settlement) -> None:
+        """The answer's blob is garbage, unless this repeats the settlement that stored it."""
+        if isinstance(settlement, Finish) and settlement.answer is not None:
+            body = settlement.answer.body
+            sql = "SELECT 1 FROM answers a JOIN records r ON r.seq = a.seq WHERE r.id = ? AND a.blob = ?"
+            if isinstance(body, BlobRef) and not self._one(sql, settlement.id, body.name):
+                self._dropped.append(body)
+
+    def _unhold(self, held: Held) -> None:
+        del self._held[held.id]
+        self._lapsing.set(held.seq, None)
+
+    def _leave(self, held: Held, attempts: int, delay_seconds: float, history: bytes) -> None:
+        """End a lease without an answer: the record waits again, or is cancelled if that was asked."""
+        self._unhold(held)
+        if held.cancel_requested:
+            self._finish(held, CANCELLED, attempts, history=history)
+        else:
+            self._wait(held, attempts, held.claims, delay_seconds, history)
+
+    def _wait(self, held: Held, attempts: int, claims: int, delay_seconds: float, history: bytes) -> None:
+        figures = self._figures[held.lane]
+        # A leased record is the first of its key, so nothing but time can hold it up.
+        place = DELAYED if delay_seconds > 0 else READY
+        state = RETRYING if attempts else QUEUED
+        ready_at = self._clock() + max(delay_seconds, 0.0)
+        wake_at = self._wakes_at(place, ready_at, held.deadline)
+        self._connection.execute(
+            _WAIT, (state, place, attempts, claims, ready_at, wake_at, history, held.seq)
+        )
+        figures.ready += place == READY
+        self._move(figures, held.state, state, held, "")
+        self._rung.add(held.lane)
+
+    def _finish(
+        self,
+        held: Held,
+        state: int,
+        attempts: int,
+        answer: Answer | None = None,
+        reason: str = "",
+        history: bytes | None = None,
+        claims: int | None = None,
+    ) -> None:
+        """Make a record final; `_write_finished` must follow in the same operation."""
+        figures = self._figures[held.lane]
+        now = self._clock()
+        is_dead = state == FAILED
+        ttl = self._options.dead_letter_ttl_seconds if is_dead else self._options.answer_ttl_seconds
+        request_bytes = held.request_bytes if is_dead else 0
+        answer_bytes = 0
+        if answer is not None:
+            answer_bytes = len(answer.head) + rules.body_bytes(answer.body)
+            self._answered.append((held.seq, answer.head, *_columns(answer.body)))
+        figures.bytes += (
+            request_bytes + answer_bytes - held.request_bytes - self._options.answer_reserve_bytes
+        )
+        figures.dead_letters += is_dead
+        figures.ready -= held.place == READY
+        self._finished.append(
+            (
+                state,
+                attempts,
+                held.claims if claims is None else claims,
+                now,
+                now + ttl,
+                request_bytes,
+                answer_bytes,
+                reason,
+                held.history if history is None else history,
+                held.seq,
+            )
+        )
+        self._move(figures, held.state, state, held, reason)
+        if not is_dead and held.blob is not None:
+            self._dropped.append(BlobRef(held.blob, held.blob_bytes or 0))
+        if held.scope is not None and rules.frees_idempotency(STATES[state], attempts):
+            self._connection.execute("UPDATE records SET scope = NULL WHERE seq = ?", (held.seq,))
+        if held.callback is not None:
+            self._put_callback(held, now)
+        if held.key is not None:
+            self._write_finished()
+            self._free_key(held.lane, held.key)
+
+    def _write_finished(self) -> None:
+        if not self._finished:
+            return
+        finished, self._finished = self._finished, []
+        answered, self._answered = self._answered, []
+        self._connection.executemany(_FINISH, finished)
+        self._connection.executemany(
+            "DELETE FROM requests WHERE seq = ?", [(row[-1],) for row in finished if row[0] != FAILED]
+        )
+        self._connection.executemany(_INSERT_ANSWER, answered)
+
+    def _put_callback(self, held: Held, now: float) -> None:
+        batch = _Batch(self)
+        record = NewRecord(
+            id=rules.callback_id(held.id),
+            envelope=held.callback or b"",
+            priority=held.priority,
+            on_lost=OnLost.REPEAT,
+            max_claims=held.max_claims,
+        )
+        size = len(record.envelope)
+        batch.add(record, lane=1, now=now, ready_at=now, deadline=None, size=size, parent=held.id)
+        batch.write()
+
+    def _free_key(self, lane: int, key: bytes) -> None:
+        """Let the next record of the key wait for its time or a consumer only."""
+        row = self._one(_NEXT_OF_KEY, lane, key)
+        if row is not None:
+            held = Held._make((*row, 0.0))
+            if held.place == BLOCKED:
+                self._place(held)
+
+    def _place(self, held: Held) -> None:
+        """Put a waiting record that is the first of its key where its time says."""
+        place = DELAYED if held.ready_at > self._clock() else READY
+        wake_at = self._wakes_at(place, held.ready_at, held.deadline)
+        self._connection.execute(_PLACE, (place, wake_at, held.seq))
+        self._figures[held.lane].ready += (place == READY) - (held.place == READY)
+        self._rung.add(held.lane)
+
+    # -- cancel, replay, purge, pause
+
+    def cancel(self, id: bytes) -> None:
+        if (held := self._held.get(id)) is not None:
+            self._held[id] = held._replace(cancel_requested=1)
+            self._connection.execute("UPDATE records SET cancel_requested = 1 WHERE seq = ?", (held.seq,))
+            return
+        row = self._one(_BY_ID, id)
+        if row is not None and row[4] != FINAL:
+            held = Held._make((*row, 0.0))
+            self._finish(held, CANCELLED, held.attempts)
+            self._write_finished()
+
+    def replay(self, replays: Sequence[Replay]) -> list[bool]:
+        return [self._replay(replay) for replay in replays]
+
+    def _replay(self, replay: Replay) -> bool:
+        present = self._one("SELECT replay_of FROM records WHERE id = ?", replay.new_id)
+        if present is not None:
+            return bool(present[0] == replay.id)
+        row = self._one(_BY_ID, replay.id)
+        if row is None:
+            return False
+        held = Held._make((*row, 0.0))
+        if held.state != FAILED or held.replayed_as is not None:
+            return False
+        self._connection.execute(
+            "UPDATE records SET replayed_as = ? WHERE seq = ?", (replay.new_id, held.seq)
+        )
+        self._figures[held.lane].dead_letters -= 1
+        self._figures[held.lane].replayed += 1
+        self._put_replay(held, replay)
+        return True
+
+    def _put_replay(self, held: Held, replay: Replay) -> None:
+        envelope, body = self._one("SELECT envelope, body FROM requests WHERE seq = ?", held.seq) or (
+            b"",
+            b"",
+        )
+        now = self._clock()
+        record = NewRecord(
+            id=replay.new_id,
+            envelope=envelope,
+            body=_body(body, held.blob, held.blob_bytes),
+            priority=held.priority,
+            key=held.key,
+            on_lost=OnLost.REPEAT if held.repeat else OnLost.UNKNOWN,
+            max_claims=held.max_claims,
+            callback=held.callback,
+            replay_of=held.id,
+        )
+        batch = _Batch(self)
+        batch.add(
+            record,
+            lane=held.lane,
+            now=now,
+            ready_at=now,
+            deadline=rules.next_deadline(now, replay.max_age_seconds),
+            size=held.request_bytes,
+            parent=held.parent,
+        )
+        batch.write()
+
+    def purge(self, ids: Sequence[bytes]) -> int:
+        rows = [row for id in dict.fromkeys(ids) if (row := self._one(_OUTLIVED_ID, id)) is not None]
+        self._delete(rows)
+        return len(rows)
+
+    def pause(self, paused: bool, lane: int) -> None:
+        self._figures[lane].paused = int(paused)
+        self._rung.add(lane)
+
+    # -- sweep
+
+    def lapse_due(self, limit: int) -> list[Change]:
+        """Judge leases that ran out."""
+        by_seq = None
+        lapsed: list[Held] = []
+        for seq in self._lapsing.pop_due(self._clock()):
+            by_seq = by_seq or {held.seq: held for held in self._held.values()}
+            lapsed.append(by_seq[seq])
+            if len(lapsed) >= limit:
+                break
+        return self._lapse(lapsed)
+
+    def lapse_orphaned(self, limit: int) -> list[Change]:
+        """Judge leases that another process held and took with it."""
+        sql = f"SELECT {_HELD} {_FROM} WHERE r.place = 3 ORDER BY r.seq LIMIT ?"
+        lapsed = [Held._make((*row, 0.0)) for row in self._connection.execute(sql, (limit,)).fetchall()]
+        for held in lapsed:
+            self._held[held.id] = held
+        return self._lapse(lapsed)
+
+    def _lapse(self, lapsed: Sequence[Held]) -> list[Change]:
+        before = len(self._changes)
+        for held in lapsed:
+            self._unhold(held)
+            on_lost = OnLost.REPEAT if held.repeat else OnLost.UNKNOWN
+            claims, attempts = held.claims + 1, held.attempts + 1
+            state, reason = rules.judge_lapsed(on_lost, claims, held.max_claims, bool(held.cancel_requested))
+            if state.is_final:
+                self._finish(held, STATE_NUMBERS[state], attempts, None, reason, claims=claims)
+            else:
+                self._wait(held, attempts, claims, 0.0, held.history)
+        self._write_finished()
+        return self._changes[before:]
+
+    def wake(self, limit: int) -> list[Change]:
+        """Expire what passed its deadline, place what has become due."""
+        now = self._clock()
+        before = len(self._changes)
+        for _ in range(limit):
+            if not any(self._wake_one(place, now) for place in (READY, DELAYED, BLOCKED)):
+                self._read_next_due()
+                break
+        return self._changes[before:]
+
+    def _wake_one(self, place: int, now: float) -> bool:
+        row = self._one(_DUE, place, now)
+        if row is None:
+            return False
+        held = Held._make((*row, 0.0))
+        if held.deadline is not None and held.deadline <= now:
+            self._finish(held, EXPIRED, held.attempts)
+            self._write_finished()
+        else:
+            self._place(held)
+        return True
+
+    def _read_next_due(self) -> None:
+        found = [self._one(_NEXT_DUE, place) for place in (READY, DELAYED, BLOCKED)]
+        self.next_due_at = min((row[0] for row in found if row and row[0] is not None), default=math.inf)
+
+    def delete_outlived(self, limit: int) -> int:
+        rows = self._connection.execute(_OUTLIVED_DUE, (self._clock(), limit)).fetchall()
+        self._delete(rows)
+        return len(rows)
+
+    def _delete(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        for _seq, _id, lane, state, replayed_as, size, *blobs in rows:
+            figures = self._figures[lane]
+            figures.bytes -= size
+            if state == FAILED and replayed_as is None:
+                figures.dead_letters -= 1
+            request_blob, request_size, answer_blob, answer_size = blobs
+            # A replayed dead letter has given its blob to the new record.
+            if request_blob is not None and replayed_as is None:
+                self._dropped.append(BlobRef(request_blob, request_size))
+            if answer_blob is not None:
+                self._dropped.append(BlobRef(answer_blob, answer_size))
+        seqs = [(row[0],) for row in rows]
+        self._connection.executemany("DELETE FROM records WHERE seq = ?", seqs)
+        self._connection.executemany("DELETE FROM requests WHERE seq = ?", seqs)
+        self._connection.executemany("DELETE FROM answers WHERE seq = ?", seqs)
+
+    # -- small steps
+
+    def _move(self, figures: Figures, old: int, new: int, held: Held, reason: str) -> None:
+        figures.states[old] -= 1
+        figures.states[new] += 1
+        self._changes.append(Change(held.id, STATES[new], LANES[held.lane], reason))
+
+    def _one(self, sql: str, *values: object) -> tuple[Any, ...] | None:
+        return self._connection.execute(sql, values).fetchone()  # type: ignore[no-any-return]
+
+
+class _Batch:
+    """New records of one operation, written together."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._records: list[tuple[Any, ...]] = []
+        self._requests: list[tuple[Any, ...]] = []
+        self._ids: set[bytes] = set()
+        self._keys: set[tuple[int, bytes]] = set()
+        self.scopes: dict[bytes, tuple[bytes, bytes]] = {}
+
+    def has(self, id: bytes) -> bool:
+        return id in self._ids
+
+    def add(
+        self,
+        record: NewRecord,
+        *,
+        lane: int,
+        now: float,
+        ready_at: float,
+        deadline: float | None,
+        size: int,
+        parent: bytes | None = None,
+    ) -> None:
+        ledger = self._ledger
+        seq = ledger.take_seq()
+        place = DELAYED if ready_at > now else READY
+        if record.key is not None:
+            key = (lane, record.key)
+            if key in self._keys or ledger.key_is_taken(*key):
+                place = BLOCKED
+            self._keys.add(key)
+        wake_at = ledger.place_new(lane, place, ready_at, deadline)
+        ledger.count_bytes(lane, size)
+        scope, fingerprint = None, None
+        if record.idempotency is not None:
+            scope, fingerprint = record.idempotency.scope, record.idempotency.fingerprint
+            self.scopes[scope] = (record.id, fingerprint)
+        self._ids.add(record.id)
+        self._records.append(
+            (
+                seq,
+                record.id,
+                lane,
+                place,
+                record.priority,
+                record.max_claims,
+                record.on_lost is OnLost.REPEAT,
+                now,
+                ready_at,
+                deadline,
+                wake_at,
+                record.key,
+                scope,
+                fingerprint,
+                parent,
+                record.replay_of,
+                size,
+            )
+        )
+        self._requests.append((seq, record.envelope, *_columns(record.body), record.callback))
+
+    def write(self) -> None:
+        if self._records:
+            self._ledger.insert(self._records, self._requests)
+
+
+def _columns(body: Body) -> tuple[bytes | None, str | None, int | None]:
+    return (body, None, None) if isinstance(body, bytes) else (None, body.name, body.size)
+
+
+def _body(inline: bytes | None, blob: str | None, blob_bytes: int | None) -> Body:
+    return BlobRef(blob, blob_bytes or 0) if blob is not None else inline or b""
+
+
+def _lease_of(held: Held, envelope: bytes, body: bytes | None) -> Lease:
+    return Lease(
+        id=held.id,
+        epoch=held.epoch,
+        attempt=held.attempts + 1,
+        claims=held.claims,
+        envelope=envelope,
+        body=_body(body, held.blob, held.blob_bytes),
+        accepted_at=held.accepted_at,
+        deadline=held.deadline,
+        key=held.key,
+        priority=held.priority,
+        parent=held.parent,
+    )

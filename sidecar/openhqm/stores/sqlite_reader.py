@@ -1,0 +1,163 @@
+"""Reading records of the SQLite store: only what is committed, on a connection that only reads."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from openhqm.errors import StoreUnavailable
+from openhqm.stores import rules
+from openhqm.stores.base import Answer, BlobRef, Body, Counts, Lane, Page, Record, State, Want
+from openhqm.stores.clock import Clock
+from openhqm.stores.sqlite_ledger import (
+    FINAL,
+    LANES,
+    LEASED,
+    READ_FIGURES,
+    STATE_NUMBERS,
+    STATES,
+    Figures,
+    Ledger,
+)
+
+_COLUMNS = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.attempts, r.claims, r.epoch, r.accepted_at,
+    r.ready_at, r.deadline, r.started_at, r.finished_at, r.wake_at, r.cancel_requested, r.reason, r.history,
+    r.key, r.parent, r.replay_of"""
+_BY_ID = f"SELECT {_COLUMNS} FROM records r WHERE r.id = ?"  # noqa: S608 - our own column names
+_REQUEST = "SELECT envelope, body, blob, blob_bytes FROM requests WHERE seq = ?"
+_ANSWER = "SELECT head, body, blob, blob_bytes FROM answers WHERE seq = ?"
+_FIRST_READY = """SELECT seq, ready_at FROM records WHERE place = 0 AND lane = ? AND priority = ?
+    ORDER BY seq LIMIT 1"""
+_DUE = """SELECT count(*), min(ready_at) FROM records
+    WHERE place = 1 AND wake_at <= ? AND lane = ? AND ready_at <= ?"""
+_NAMES_BLOB = """SELECT 1 FROM records r LEFT JOIN requests q ON q.seq = r.seq
+    LEFT JOIN answers a ON a.seq = r.seq WHERE r.id = ? AND (q.blob = ? OR a.blob = ?)"""
+_BLOB_MOVED_ON = "SELECT replayed_as FROM records WHERE id = ?"
+
+
+class Reader:
+    """One connection; used by one thread at a time."""
+
+    def __init__(self, connection: sqlite3.Connection, clock: Clock) -> None:
+        self._connection = connection
+        self._clock = clock
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def get(self, id: bytes, want: Want) -> Record | None:
+        with _errors_mapped():
+            row = self._one(_BY_ID, id)
+            return None if row is None else self._record(row, want, self._front(row[2]))
+
+    def page(self, states: Sequence[State], lane: Lane, cursor: bytes, limit: int, want: Want) -> Page:
+        with _errors_mapped():
+            wanted = ", ".join(str(STATE_NUMBERS[state]) for state in set(states) or State)
+            # Literal numbers, so that the index of dead letters matches; they are ours.
+            sql = f"""SELECT {_COLUMNS} FROM records r
+                WHERE r.lane = ? AND r.seq > ? AND r.state IN ({wanted}) ORDER BY r.seq LIMIT ?"""  # noqa: S608
+            after = int.from_bytes(cursor, "big")
+            rows = self._connection.execute(sql, (LANES.index(lane), after, limit + 1)).fetchall()
+            more = rows[limit - 1][0].to_bytes(8, "big") if len(rows) > limit else b""
+            front = self._front(LANES.index(lane))
+            return Page([self._record(row, want, front) for row in rows[:limit]], more)
+
+    def counts(self, lane: Lane) -> Counts:
+        number, now = LANES.index(lane), self._clock()
+        with _errors_mapped():
+            # One transaction, so that all figures are of the same moment.
+            self._connection.execute("BEGIN")
+            try:
+                lanes = [Figures.of(self._one(READ_FIGURES, n) or ()) for n in range(len(LANES))]
+                due, due_ready_at = self._one(_DUE, now, number, now) or (0, None)
+                first = [ready_at for _, ready_at in self._first_ready(number)]
+            finally:
+                self._connection.execute("COMMIT")
+        figures = lanes[number]
+        if due_ready_at is not None:
+            first.append(due_ready_at)
+        return Counts(
+            accepted=figures.accepted,
+            **{state.value: figures.states[n] for n, state in enumerate(STATES)},
+            replayed=figures.replayed,
+            dead_letters=figures.dead_letters,
+            delayed=figures.waiting - figures.ready - due,
+            bytes=sum(figures.bytes for figures in lanes),
+            oldest_ready_at=min(first, default=None),
+            stale_settlements=figures.stale,
+            paused=bool(figures.paused),
+        )
+
+    def names_blob(self, id: bytes, name: str) -> bool:
+        """Whether a record needs the blob: its own, or the replay that took it over."""
+        with _errors_mapped():
+            while self._one(_NAMES_BLOB, id, name, name) is None:
+                moved = self._one(_BLOB_MOVED_ON, id)
+                if moved is None or moved[0] is None:
+                    return False
+                [id] = moved
+            return True
+
+    def _first_ready(self, lane: int) -> list[tuple[int, float]]:
+        priorities = Ledger.ready_priorities(self._connection, lane)
+        return [row for priority in priorities if (row := self._one(_FIRST_READY, lane, priority))]
+
+    def _record(self, row: tuple[Any, ...], want: Want, front: tuple[int | None, int]) -> Record:
+        seq, id, lane, state, place, priority, attempts, claims, epoch, accepted_at, *rest = row
+        ready_at, deadline, started_at, finished_at, wake_at, cancel_requested, *rest = rest
+        reason, history, key, parent, replay_of = rest
+        return Record(
+            id=id,
+            lane=LANES[lane],
+            state=STATES[state],
+            priority=priority,
+            attempts=attempts,
+            claims=claims,
+            epoch=epoch,
+            accepted_at=accepted_at,
+            ready_at=ready_at,
+            deadline=deadline,
+            started_at=started_at,
+            finished_at=finished_at,
+            expires_at=wake_at if place == FINAL else None,
+            cancel_requested=bool(cancel_requested),
+            may_have_run=rules.may_have_run(STATES[state], attempts),
+            reason=reason,
+            history=history,
+            key=key,
+            parent=parent,
+            replay_of=replay_of,
+            position=rules.position(seq, *front) if place < LEASED else None,
+            request=self._request(seq) if Want.REQUEST in want else None,
+            answer=self._answer(seq) if Want.ANSWER in want else None,
+        )
+
+    def _front(self, lane: int) -> tuple[int | None, int]:
+        """Where a lane's line begins and how long it is, to tell positions by."""
+        figures = Figures.of(self._one(READ_FIGURES, lane) or ())
+        return min((first for first, _ in self._first_ready(lane)), default=None), figures.waiting
+
+    def _request(self, seq: int) -> tuple[bytes, Body] | None:
+        row = self._one(_REQUEST, seq)
+        return None if row is None else (row[0], _body(*row[1:]))
+
+    def _answer(self, seq: int) -> Answer | None:
+        row = self._one(_ANSWER, seq)
+        return None if row is None else Answer(row[0], _body(*row[1:]))
+
+    def _one(self, sql: str, *values: object) -> tuple[Any, ...] | None:
+        return self._connection.execute(sql, values).fetchone()  # type: ignore[no-any-return]
+
+
+def _body(inline: bytes | None, blob: str | None, blob_bytes: int | None) -> Body:
+    return BlobRef(blob, blob_bytes or 0) if blob is not None else inline or b""
+
+
+@contextmanager
+def _errors_mapped() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as exc:
+        raise StoreUnavailable(f"the store cannot be read: {exc}") from exc

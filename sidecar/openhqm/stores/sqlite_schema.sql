@@ -1,0 +1,85 @@
+-- Version 1 of the store's file. A later version is a further script, applied to this one in order.
+--
+-- records   one narrow row each, rewritten by every transition
+-- requests  the request while it may still be sent or looked at: written once, deleted when done
+-- answers   the answer, written once
+-- lanes     figures of a lane, changed in the transaction that changes the records
+--
+-- state: queued 0, running 1, retrying 2, done 3, failed 4, cancelled 5, expired 6
+-- place: where an unfinished record waits, and so which index finds it
+--        ready 0, delayed 1, behind its key 2, leased 3, final 4
+-- wake_at: when a waiting record is due or expires, or a final one is deleted; leases end in memory,
+--        for the one process that owns this file holds them all
+
+CREATE TABLE records (
+    seq INTEGER PRIMARY KEY,
+    id BLOB NOT NULL,
+    lane INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    claims INTEGER NOT NULL DEFAULT 0,
+    max_claims INTEGER NOT NULL,
+    repeat INTEGER NOT NULL,
+    cancel_requested INTEGER NOT NULL DEFAULT 0,
+    accepted_at REAL NOT NULL,
+    ready_at REAL NOT NULL,
+    deadline REAL,
+    started_at REAL,
+    finished_at REAL,
+    wake_at REAL,
+    key BLOB,
+    scope BLOB,
+    fingerprint BLOB,
+    parent BLOB,
+    replay_of BLOB,
+    replayed_as BLOB,
+    request_bytes INTEGER NOT NULL,
+    answer_bytes INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '',
+    history BLOB NOT NULL DEFAULT x''
+);
+CREATE UNIQUE INDEX records_by_id ON records (id);
+CREATE INDEX records_ready ON records (lane, priority DESC, seq) WHERE place = 0;
+CREATE INDEX records_due ON records (place, wake_at) WHERE wake_at IS NOT NULL;
+CREATE INDEX records_by_key ON records (lane, key, seq) WHERE key IS NOT NULL AND place < 4;
+CREATE UNIQUE INDEX records_by_scope ON records (scope) WHERE scope IS NOT NULL;
+CREATE INDEX records_dead ON records (lane, seq) WHERE state = 4;
+
+CREATE TABLE requests (
+    seq INTEGER PRIMARY KEY,
+    envelope BLOB NOT NULL,
+    body BLOB,
+    blob TEXT,
+    blob_bytes INTEGER,
+    callback BLOB
+);
+
+CREATE TABLE answers (
+    seq INTEGER PRIMARY KEY,
+    head BLOB NOT NULL,
+    body BLOB,
+    blob TEXT,
+    blob_bytes INTEGER
+);
+
+CREATE TABLE lanes (
+    lane INTEGER PRIMARY KEY,
+    queued INTEGER NOT NULL DEFAULT 0,
+    running INTEGER NOT NULL DEFAULT 0,
+    retrying INTEGER NOT NULL DEFAULT 0,
+    done INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    expired INTEGER NOT NULL DEFAULT 0,
+    accepted INTEGER NOT NULL DEFAULT 0,
+    replayed INTEGER NOT NULL DEFAULT 0,
+    dead_letters INTEGER NOT NULL DEFAULT 0,
+    ready INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0,
+    stale INTEGER NOT NULL DEFAULT 0,
+    paused INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO lanes (lane) VALUES (0), (1);
