@@ -19,7 +19,7 @@ from openhqm.control import Control
 from openhqm.envelope import Envelope
 from openhqm.errors import BacklogFull, BadRequest, IdempotencyMismatch, ResponseExpired, StoreUnavailable
 from openhqm.estimates import DrainRate
-from openhqm.handles import Handles, IdMint, id_text
+from openhqm.handles import ID_TEXT_LENGTH, Handles, IdMint, id_text
 from openhqm.lifecycle import Event, Happening, Lifecycle
 from openhqm.replies import Reply
 from openhqm.retry import IDEMPOTENT_METHODS
@@ -200,8 +200,9 @@ class Acceptor:
         Args:
             applied: value of Preference-Applied, b"" for none.
         """
-        correlation_id = id_text(id).encode()
-        link = (self._links + self._handles.handle(id)).encode()
+        handle = self._handles.handle(id)
+        correlation_id = handle[:ID_TEXT_LENGTH].encode()
+        link = (self._links + handle).encode()
         retry_after = self._drain_rate.retry_after_seconds()
         fields = (
             b"Location: %b\r\nRetry-After: %d\r\nOpenHQM-Correlation-Id: %b\r\nCache-Control: no-store\r\n"

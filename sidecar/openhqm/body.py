@@ -34,7 +34,7 @@ class Limits:
     timeout_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
 class Received:
     """A body that was read to its end; *fingerprint* is its SHA-256, b"" if not asked for."""
 
@@ -86,6 +86,22 @@ async def read_body(
     try:
         while chunk := await next_chunk(content.readany, limits.timeout_seconds):
             await sink.write(chunk)
+        return await sink.finish()
+    except BaseException:
+        await sink.abort()
+        raise
+
+
+async def keep_body(body: bytes, blobs: Blobs, record_id: bytes, limits: Limits, *, hashed: bool) -> Received:
+    """Return a body that is in memory as it is to be stored: as it is, or as a blob when it is large.
+
+    Raises:
+        BodyTooLarge: it exceeds the limit.
+        StoreUnavailable: the blob cannot be written.
+    """
+    sink = _Sink(blobs, record_id, limits, spill=len(body) > limits.inline_bytes, hashed=hashed)
+    try:
+        await sink.write(body)
         return await sink.finish()
     except BaseException:
         await sink.abort()

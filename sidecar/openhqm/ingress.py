@@ -49,7 +49,7 @@ Surface = Callable[[BaseRequest, bytes], Awaitable[Reply]]
 """Serves paths of ours: gets the request and its raw target."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
 class Inbound:
     """A request whose head is valid.
 
@@ -76,6 +76,7 @@ class Ingress:
         passthrough: None where there is no app; then nothing is routed, only surfaces are served.
         surfaces: path prefix -> what serves it; a prefix covers itself and what follows it after a
             slash or a question mark. They come before all routes and are never forwarded.
+        pages: the same for single paths, whatever is below them.
     """
 
     def __init__(
@@ -87,12 +88,14 @@ class Ingress:
         lifecycle: Lifecycle,
         passthrough: Passthrough | None,
         surfaces: Mapping[bytes, Surface],
+        pages: Mapping[bytes, Surface] | None = None,
     ) -> None:
         self._store = store
         self._acceptor = acceptor
         self._lifecycle = lifecycle
         self._passthrough = passthrough
         self._surfaces = tuple(surfaces.items())
+        self._pages = dict(pages or {})
         self._accepting = True
         self._closing = False
         self.apply(settings)
@@ -146,7 +149,7 @@ class Ingress:
         for prefix, surface in self._surfaces:
             if target.startswith(prefix) and target[len(prefix) : len(prefix) + 1] in (b"", b"/", b"?"):
                 return surface
-        return None
+        return self._pages.get(target.partition(b"?")[0]) if self._pages else None
 
     async def _pass(self, inbound: Inbound, passthrough: Passthrough) -> Reply:
         request = inbound.request

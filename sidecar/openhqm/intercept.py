@@ -93,6 +93,11 @@ class InterceptConnection(RequestHandler):
         if self._messages:
             self._fail_cut_body()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Asked after every read; unless reading was paused, that would parse nothing at some cost.
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def _fail_cut_body(self) -> None:
         """Tell the reader of a body that broke off in a parse error.
 

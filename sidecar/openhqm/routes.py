@@ -120,7 +120,7 @@ def _header_condition(name: bytes, exact: bytes | None) -> _Condition:
 
 
 def _accepts_events(pairs: Sequence[Pair]) -> bool:
-    return any(
-        len(name) == 6 and name.lower() == b"accept" and b"text/event-stream" in value.lower()
-        for name, value in pairs
-    )
+    for name, value in pairs:
+        if len(name) == 6 and name.lower() == b"accept" and b"text/event-stream" in value.lower():
+            return True
+    return False
