@@ -17,6 +17,7 @@ from openhqm.errors import BadRequest
 from openhqm.headers import Pair
 
 MAX_KEY_BYTES = 512
+MOMENT = "a moment as in RFC 3339, such as 2030-01-31T12:00:00Z"
 _RFC_3339 = re.compile(
     r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(?:\.\d{1,9})?(?:[Zz]|[+-]\d{2}:\d{2})", re.ASCII
 )
@@ -152,16 +153,27 @@ def _seconds(name: str, value: bytes | None) -> float | None:
     return float(text)
 
 
+def read_moment(text: str) -> float:
+    """Return a moment as seconds since the epoch.
+
+    Raises:
+        ValueError: not RFC 3339, or the shape of it without being a day and time there is.
+    """
+    if _RFC_3339.fullmatch(text):
+        try:
+            return datetime.fromisoformat(text.upper()).timestamp()
+        except (ValueError, OverflowError):
+            pass  # the shape of a date, but no such day or hour
+    raise ValueError(f"must be {MOMENT}")
+
+
 def _moment(name: str, value: bytes | None) -> float | None:
     if value is None:
         return None
-    text = _text(name, value)
     try:
-        if _RFC_3339.fullmatch(text):
-            return datetime.fromisoformat(text.upper()).timestamp()
-        raise ValueError("not the shape of RFC 3339")
-    except (ValueError, OverflowError) as exc:  # or the shape of a date, but no such day or hour
-        raise BadRequest(f"{name} must be a moment as in RFC 3339, such as 2030-01-31T12:00:00Z") from exc
+        return read_moment(_text(name, value))
+    except ValueError as exc:
+        raise BadRequest(f"{name} {exc}") from exc
 
 
 def _deadline(value: bytes | None) -> tuple[float | None, float | None]:

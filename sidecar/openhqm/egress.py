@@ -112,6 +112,7 @@ def attempt_note(
     status: int = 0,
     duration_seconds: float = 0.0,
     error: str = "",
+    cause: str = "",
 ) -> bytes:
     """One line of the attempt history: JSON, without what the request or the answer contained.
 
@@ -120,6 +121,7 @@ def attempt_note(
         at: when it began, seconds since the epoch on the store's clock.
         status: of the app's answer, 0 without one.
         error: why there is none.
+        cause: "timeout" where the outcome alone does not say that the time was up.
     """
     note: dict[str, object] = {
         "attempt": lease.attempt,
@@ -131,6 +133,8 @@ def attempt_note(
         note["status"] = status
     if error:
         note["error"] = error[:ERROR_TEXT_LIMIT]
+    if cause:
+        note["cause"] = cause
     return orjson.dumps(note)
 
 
@@ -334,6 +338,7 @@ class Egress:
             status=status,
             duration_seconds=duration_seconds,
             error=error,
+            cause=Reason.TIMEOUT if isinstance(outcome, AppTimeout) else "",
         )
         held.notes.event = Event(
             _HAPPENINGS[verdict],

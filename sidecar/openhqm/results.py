@@ -39,7 +39,7 @@ KEEPALIVE_SECONDS = 15.0
 """An idle event stream says something this often: proxies drop silent connections after 30 to 60 s."""
 
 _WAIT = re.compile(rb"(?:.*&)?wait=(\d{1,6}(?:\.\d{1,3})?)(?:&.*)?", re.DOTALL)
-_READ = ("GET", "HEAD")
+READ = ("GET", "HEAD")
 
 Page = Callable[[BaseRequest, bytes], Awaitable[Reply]]
 """Serves one exact path under the prefix: gets the request and its raw query."""
@@ -85,18 +85,18 @@ class Results:
             return await page(request, query)
         match path.split(b"/"):
             case [b"", b"v1", b"requests", handle]:
-                _allow(request, (*_READ, "DELETE"))
+                allow(request, (*READ, "DELETE"))
                 id = self._verify(handle)
                 if request.method == "DELETE":
                     return await self._cancel(id)
                 return await self._state(id, self._wait_seconds(query))
             case [b"", b"v1", b"requests", handle, b"response"]:
-                _allow(request, _READ)
+                allow(request, READ)
                 return await self._response(
                     self._verify(handle), self._wait_seconds(query), to_head=request.method == "HEAD"
                 )
             case [b"", b"v1", b"requests", handle, b"events"]:
-                _allow(request, _READ)
+                allow(request, READ)
                 return await self._events(self._verify(handle))
         raise UnknownPath("there is nothing of ours at this path")
 
@@ -114,10 +114,10 @@ class Results:
     async def _state(self, id: bytes, wait_seconds: float) -> Reply:
         if wait_seconds > 0:
             await self._waiters.final(id, wait_seconds)
-        return self._state_reply(_held(await self._waiters.read(id)))
+        return self._state_reply(held(await self._waiters.read(id)))
 
     async def _response(self, id: bytes, wait_seconds: float, *, to_head: bool) -> Reply:
-        record = _held(await self._waiters.final(id, wait_seconds))
+        record = held(await self._waiters.final(id, wait_seconds))
         if not record.state.is_final:
             return self._state_reply(record, status=202)
         fields = b"OpenHQM-Correlation-Id: %b\r\n%b" % (id_text(id).encode(), NO_STORE)
@@ -125,7 +125,7 @@ class Results:
 
     async def _cancel(self, id: bytes) -> Reply:
         """Cancel: 200 once it is cancelled, 202 while the app is still asked to stop, 409 if final."""
-        record = _held(await self._store.cancel(id))
+        record = held(await self._store.cancel(id))
         if record.state is State.CANCELLED:
             self._lifecycle.emit(Event(Happening.CANCELLED, id, record.attempts, record.epoch))
             return self._state_reply(record)
@@ -135,7 +135,7 @@ class Results:
 
     async def _events(self, id: bytes) -> Reply:
         changes = self._waiters.changes(id, idle_seconds=KEEPALIVE_SECONDS)
-        first = _held(await anext(changes, None))
+        first = held(await anext(changes, None))
         return replies.stream(
             200, self._event_stream(first, changes), content_type=EVENT_STREAM, fields=NO_STORE
         )
@@ -170,22 +170,30 @@ class Results:
             "priority": record.priority,
             "position": record.position,
             "eta_seconds": self._drain_rate.eta_seconds(record.position),
-            "accepted_at": _rfc3339(record.accepted_at),
-            "ready_at": None if record.state.is_final else _rfc3339(record.ready_at),
-            "started_at": _rfc3339(record.started_at),
-            "finished_at": _rfc3339(record.finished_at),
-            "deadline": _rfc3339(record.deadline),
-            "expires_at": _rfc3339(record.expires_at),
+            "accepted_at": rfc3339(record.accepted_at),
+            "ready_at": None if record.state.is_final else rfc3339(record.ready_at),
+            "started_at": rfc3339(record.started_at),
+            "finished_at": rfc3339(record.finished_at),
+            "deadline": rfc3339(record.deadline),
+            "expires_at": rfc3339(record.expires_at),
             "links": {"self": link, "response": f"{link}/response", "events": f"{link}/events"},
         }
 
 
-def _allow(request: BaseRequest, methods: tuple[str, ...]) -> None:
+def allow(request: BaseRequest, methods: tuple[str, ...]) -> None:
+    """Refuse all methods but these.
+
+    Raises: MethodNotAllowed.
+    """
     if request.method not in methods:
         raise MethodNotAllowed(f"{request.method} is not allowed here", methods)
 
 
-def _held(record: Record | None) -> Record:
+def held(record: Record | None) -> Record:
+    """Return what a valid handle led to.
+
+    Raises: ResponseExpired when that is nothing any more.
+    """
     if record is None:
         raise ResponseExpired("the record of this request is no longer kept")
     return record
@@ -195,7 +203,8 @@ def _event(document: dict[str, Any]) -> bytes:
     return b"event: state\ndata: %b\n\n" % orjson.dumps(document)
 
 
-def _rfc3339(seconds: float | None) -> str | None:
+def rfc3339(seconds: float | None) -> str | None:
+    """Return a moment in UTC as clients read it, to the millisecond."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -228,9 +228,9 @@ class IngressSettings(Area):
     )
     submit_api: bool | None = Field(
         None,
-        description="Serve /api/v1/submit, /status, /response and POST requests under the reserved "
-        "prefix. None: only when "
-        "app.url is not set.",
+        description="Serve the submit API: /api/v1/submit, /api/v1/status, /api/v1/response, /health, "
+        "/metrics and POST to requests under the reserved prefix; the app's own pages of these names are "
+        "out of reach then, and ingress.api_keys is needed. None: only when app.url is not set.",
         json_schema_extra={"structural": True},
     )
     api_keys: tuple[SecretStr, ...] = Field(
@@ -467,6 +467,10 @@ class Settings(BaseSettings):
             )
         if self.drain.accept_seconds >= self.drain.timeout_seconds:
             raise ValueError("drain.accept_seconds must be less than drain.timeout_seconds")
+        if self.ingress.submit_api and self.app.url is not None and not self.ingress.api_keys:
+            raise ValueError(
+                "ingress.submit_api beside app.url needs ingress.api_keys: who submits reaches all of the app"
+            )
         if self.mode == "egress" and self.ingress.submit_api:
             raise ValueError("ingress.submit_api needs an ingress, but mode is egress")
         if (
