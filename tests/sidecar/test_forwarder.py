@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.sidecar.raw_app import Behaviour, Peer, RawApp, always, connected
+from tests.sidecar.raw_app import Behaviour, Peer, RawApp, always, connected, running
 
 from openhqm.envelope import Envelope
 from openhqm.errors import AnswerTooLarge, AppConnectionLost, AppTimeout, EnvelopeCorrupt
@@ -262,6 +264,54 @@ async def test_each_checkpoint_is_told_when_it_has_happened(blobs: Blobs, large:
     assert seen == ["sent-head", "sent-body", "got-head", "got-body"]
     assert forwarded.answer.body == b"ok"
     assert app.requests == [HEAD + b"body"]
+
+
+DIE_AT = """
+import os, signal, sys, uvloop
+from openhqm.envelope import Envelope
+from openhqm.forwarder import Forwarder
+from openhqm.http1 import Client
+from openhqm.settings import Settings
+from openhqm.stores.blobs import MemoryBlobs
+
+url, step, head = sys.argv[1], sys.argv[2], sys.argv[3].encode("latin-1")
+
+def die(name):
+    if name == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    forwarder = Forwarder(Client(url), MemoryBlobs(), Settings(), checkpoint=die)
+    await forwarder.forward(Envelope(head=head), b"body", record_id=bytes(16), epoch=1)
+
+uvloop.run(main())
+"""
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize(
+    ("step", "arrived"),
+    [("sent-head", HEAD), ("sent-body", HEAD + b"body"), ("got-head", HEAD + b"body")],
+    ids=["sent-head", "sent-body", "got-head"],
+)
+async def test_a_process_killed_at_a_checkpoint_had_done_just_that(step: str, arrived: bytes) -> None:
+    """kill -9 at a step: the app received what the step's name says, no more and no less."""
+    received = bytearray()
+
+    async def read_all(peer: Peer) -> None:
+        while data := await peer.reader.read(1000):
+            received.extend(data)
+            if received.endswith(b"body"):
+                await peer.send(LINE + b"Content-Length: 2\r\n\r\n")
+
+    async with running(read_all) as app:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", DIE_AT, app.url, step, HEAD.decode("latin-1")
+        )
+        assert await process.wait() == -signal.SIGKILL
+        await app.quiet()
+
+    assert bytes(received) == arrived
 
 
 @pytest.mark.parametrize(

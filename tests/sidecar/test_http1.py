@@ -710,7 +710,7 @@ def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, byt
     return [(bytes(n), bytes(v).rstrip(b" \t")) for n, v in headers if n.lower() not in framing]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=st.composite(mutated)())
 async def test_what_is_accepted_means_the_same_to_another_parser(raw: bytes) -> None:
     """Whatever the app sends: an answer we take, h11 reads as the same status, headers and body."""
