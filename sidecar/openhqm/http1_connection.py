@@ -516,7 +516,8 @@ class Connection(asyncio.Protocol):
         status = response.status
         if len(response.headers) > HEAD_LIMIT_LINES:
             return f"it has more than {HEAD_LIMIT_LINES} header lines"
-        if sum([len(name) + len(value) + 4 for name, value in response.headers]) > HEAD_LIMIT_BYTES:
+        size = len(response.reason) + sum([len(name) + len(value) + 4 for name, value in response.headers])
+        if size > HEAD_LIMIT_BYTES:
             return "its head is too large"
         if status == 101:
             response.framing = Framing.UPGRADE

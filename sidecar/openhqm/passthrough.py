@@ -185,6 +185,7 @@ class Passthrough:
         self._timer = None
         for response in [one for one, request in self._open.items() if _has_left(request)]:
             response.close()
+            self._forget(response)  # its reply may never have been written
         if self._open:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 

@@ -373,6 +373,28 @@ async def test_a_client_that_leaves_ends_the_apps_connection(begun: bool) -> Non
         await asyncio.wait_for(ended.wait(), 5)
 
 
+async def test_an_answer_that_nobody_waits_for_is_let_go() -> None:
+    """A head that comes after the client has left is not held open: nothing is left to wait for."""
+    arrived, left = asyncio.Event(), asyncio.Event()
+
+    async def answer_late(peer: Peer) -> None:
+        await peer.request()
+        arrived.set()
+        await left.wait()
+        await peer.send(CHUNKED)
+        await peer.reader.read()
+
+    async with passing(answer_late) as (app, proxy):
+        caller = await proxy.call(GET)
+        await arrived.wait()
+        caller.writer.close()
+        await caller.writer.wait_closed()
+        left.set()
+
+        await asyncio.wait_for(app.quiet(), 5)
+        await asyncio.wait_for(proxy.passthrough.close(60), 5)
+
+
 async def test_a_client_that_leaves_within_its_body_is_never_whole_for_the_app() -> None:
     """The app gets what was sent and then the end of its connection, short of Content-Length."""
     received = bytearray()
