@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 from tests.conformance.store_case import StoreCase, eventually, get_one, new, take, take_one
 from tests.conformance.store_contract import StoreContract
-from tests.services import RedisServer, free_port, start_cluster, start_sentinel
+from tests.services import RedisServer, binary, free_port, missing, start_cluster, start_sentinel
 
 from openhqm.errors import SettingsError, StoreUnavailable
 from openhqm.stores.base import (
@@ -32,7 +35,9 @@ from openhqm.stores.base import (
     Store,
     Want,
 )
+from openhqm.stores.blobs import FileBlobs
 from openhqm.stores.redis import RedisStore
+from openhqm.stores.redis_link import Target, parse_url
 
 pytestmark = pytest.mark.external_service
 
@@ -357,6 +362,84 @@ async def test_a_server_that_is_not_there_is_unavailable_at_once(open_store: Ope
     assert time.monotonic() - started < 3
 
 
+async def test_blobs_kept_elsewhere_are_deleted_by_the_sweep(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    blobs = FileBlobs(tmp_path)
+    store = RedisStore.from_url(redis_server.url, Options(), blobs)
+    await store.open()
+    record = new()
+    body = await written(store, record.id, "request", b"x" * 1000)
+    await store.accept([replace(record, body=body)])
+    lease = await take_one(store)
+    assert lease.body == body
+
+    answer = await written(store, record.id, "answer-1", b"y" * 1000)
+    await store.settle([Finish(lease.id, lease.epoch, State.DONE, Answer(b"h", answer))])
+    await store.sweep()
+
+    assert await blobs.names() == [answer.name]
+    await store.purge([record.id])
+    await store.sweep()
+    assert await blobs.names() == []
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("redis://h", Target("redis", (("h", 6379),))),
+        ("redis://:p%40ss@h:1/2", Target("redis", (("h", 1),), db=2, password="p@ss")),
+        ("redis://u:p@[::1]:7/0", Target("redis", (("::1", 7),), username="u", password="p")),
+        ("rediss://h?ssl_ca_certs=/ca", Target("redis", (("h", 6379),), tls={"ssl_ca_certs": "/ca"})),
+        ("redis+sentinel://a,b:2/m/3", Target("sentinel", (("a", 26379), ("b", 2)), service="m", db=3)),
+        ("rediss+cluster://a:1,b:2", Target("cluster", (("a", 1), ("b", 2)), tls={})),
+        ("unix:///run/redis.sock", Target("redis", path="/run/redis.sock")),
+    ],
+)
+def test_urls_say_where_the_server_is(url: str, target: Target) -> None:
+    assert parse_url(url) == target
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h",
+        "redis+other://h",
+        "redis://u:hunter2@h/many",
+        "redis://u:hunter2@h:port",
+        "rediss://u:hunter2@h?ssl_check_hostname=false",
+        "redis+sentinel://u:hunter2@h",
+        "redis+cluster://u:hunter2@h/1",
+    ],
+)
+def test_a_wrong_url_is_refused_without_repeating_the_password(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^store\.url: ") as caught:
+        parse_url(url)
+
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "is_trusted"), [("IP:127.0.0.1", True), ("DNS:elsewhere.example", False)])
+async def test_tls_checks_the_name_in_the_certificate(tmp_path: Path, name: str, is_trusted: bool) -> None:
+    certificate, key = self_signed(tmp_path, name)
+    port = free_port()
+    tls = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    server = RedisServer(binary("redis"), tmp_path / "data", [*tls, "--tls-auth-clients", "no"])
+    server.start()
+    try:
+        url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}"
+        if is_trusted:
+            async with opened(url) as store:
+                assert (await store.counts()).accepted == 0
+        else:
+            with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
+                async with opened(url):
+                    pass
+    finally:
+        server.stop()
+
+
 # ---------------------------------------------------------------- Sentinel and Cluster
 
 
@@ -436,6 +519,19 @@ class LosingProxy:
         writer.close()
 
 
+def self_signed(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate valid for *name* only, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    if shutil.which("openssl") is None:
+        missing("no openssl to make a certificate with")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test"
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(
+        [*command.split(), "-addext", f"subjectAltName={name}", *files], check=True, capture_output=True
+    )
+    return certificate, key
+
+
 @contextmanager
 def configured(server: RedisServer, settings: dict[str, str]) -> Iterator[None]:
     """CONFIG SET for a while."""
@@ -452,8 +548,9 @@ def configured(server: RedisServer, settings: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def limited_memory(server: RedisServer, share: float) -> Iterator[None]:
-    """Let maxmemory be *share* of what is used now."""
+    """Let maxmemory be *share* of what is used, after adding enough that buffers do not matter."""
     with server.client() as client:
+        client.setrange("ballast", 20 * 1024 * 1024, b"x")
         used = client.info("memory")["used_memory"]
     with configured(server, {"maxmemory": str(int(used * share))}):
         yield

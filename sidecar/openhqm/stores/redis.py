@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
 from openhqm.errors import SettingsError, StoreUnavailable
 from openhqm.stores import redis_records as records
 from openhqm.stores.base import (
     Abilities,
     Accepted,
+    BlobRef,
     Blobs,
     Change,
     Counts,
@@ -81,17 +82,27 @@ class RedisStore:
 
     Args:
         url: see `redis_link.parse_url`.
+        blobs: where large bodies go; None keeps them in Redis too. Elsewhere they are deleted by
+            the first sweep after their record needs them no more.
     """
 
     blobs: Blobs
 
-    def __init__(self, url: str, options: Options) -> None:
+    @classmethod
+    def from_url(cls, url: str, options: Options, blobs: Blobs | None) -> RedisStore:
+        """As the registry makes stores. Raises SettingsError."""
+        return cls(url, options, blobs)
+
+    def __init__(self, url: str, options: Options, blobs: Blobs | None = None) -> None:
         self.abilities = Abilities(Durability.UNKNOWN, shared=True, max_inline_bytes=1024 * 1024)
         self.description = ""
         self._prefix = b"openhqm:{%b}:" % options.queue.encode()
         self._options = options
-        self._argv = records.pack_options(options)
-        self._closing_the_door = records.pack_options(_admitting_nothing(options))
+        self._are_blobs_elsewhere = blobs is not None
+        self._argv, self._argv_when_full = (
+            records.pack_options(options, blobs_elsewhere=blobs is not None, is_full=is_full)
+            for is_full in (False, True)
+        )
         self._target = parse_url(url)
         self._link = Link(self._target, self._prefix)
         self._notices = Notices(self._link, self._prefix + b"changes")
@@ -106,7 +117,7 @@ class RedisStore:
             )
             for name in names
         }
-        self.blobs = RedisBlobs(
+        self.blobs = blobs or RedisBlobs(
             self._link,
             self._prefix,
             _load_script("append"),
@@ -123,9 +134,18 @@ class RedisStore:
         try:
             await self._check_schema()
             await self._read_durability()
+            await self._check_scripts()
         except StoreUnavailable as exc:
             if isinstance(exc.__cause__, (AuthenticationError, NoPermissionError)):
                 raise SettingsError(f"store.url: {exc}") from exc
+            raise
+
+    async def _check_scripts(self) -> None:
+        try:
+            await self.counts()
+        except StoreUnavailable as exc:
+            if type(exc.__cause__) is ResponseError:
+                raise SettingsError(f"store.url: Redis 7 or Valkey is needed; {exc}") from exc
             raise
 
     async def _check_schema(self) -> None:
@@ -162,7 +182,7 @@ class RedisStore:
     async def accept(self, new: Sequence[NewRecord]) -> Sequence[Accepted | Existing | Refused]:
         await self._check_memory()
         results: list[Accepted | Existing | Refused] = []
-        argv = self._closing_the_door if self._is_memory_full else self._argv
+        argv = self._argv_when_full if self._is_memory_full else self._argv
         for batch in _batches(new, _request_bytes):
             args: list[Argument] = [argv]
             for record in batch:
@@ -282,7 +302,18 @@ class RedisStore:
             looked_at += due
             if due < wanted:
                 break
+        if self._are_blobs_elsewhere:
+            await self._delete_garbage()
         return changes
+
+    async def _delete_garbage(self) -> None:
+        key = self._prefix + b"garbage"
+        if names := await self._link.command("SRANDMEMBER", key, BATCH_RECORDS):
+            try:
+                await self.blobs.delete([BlobRef(name.decode(), 0) for name in names])
+            except OSError as exc:
+                raise StoreUnavailable(f"cannot delete blobs: {exc}") from exc
+            await self._link.command("SREM", key, *names)
 
     async def counts(self, lane: Lane = Lane.REQUESTS) -> Counts:
         flat, delayed, oldest = await self._run("counts", (self._argv, lane.value))
@@ -340,17 +371,6 @@ def judge_durability(config: dict[str, str], info: dict[str, str]) -> tuple[Dura
 def _info(text: bytes) -> dict[str, str]:
     lines = text.decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
-
-
-def _admitting_nothing(options: Options) -> Options:
-    return Options(
-        queue=options.queue,
-        max_backlog=options.max_backlog,
-        max_bytes=0,
-        answer_reserve_bytes=options.answer_reserve_bytes,
-        answer_ttl_seconds=options.answer_ttl_seconds,
-        dead_letter_ttl_seconds=options.dead_letter_ttl_seconds,
-    )
 
 
 def _admission(record: NewRecord, reply: bytes) -> Accepted | Existing | Refused:

@@ -44,6 +44,9 @@ _CANCEL_REQUESTED, _CALLBACK, _OWNS_REQUEST_BLOB, _KEYED, _SCOPED = 1, 2, 4, 256
 _NO_ANSWER, _INLINE, _BLOB = 0, 1, 2
 _FINISH, _RETRY, _RELEASE = 0, 1, 2
 
+_NO_STRINGS_BYTES = 5
+"""Length of key, scope, parent and replay_of when a record has none of them."""
+
 _META = struct.Struct(">BHIIIddddddddBBBId")
 _FIXED = struct.Struct(">BBBId")
 _ACCEPT = struct.Struct(">16sHdddd")
@@ -51,17 +54,18 @@ _SETTLE = struct.Struct(">16sIBBBBdd")
 _NUMBER = struct.Struct(">d")
 _LENGTH = struct.Struct(">I")
 _CHANGE = struct.Struct(">16sBBB")
-_LIMITS = struct.Struct(">ddddd")
+_LIMITS = struct.Struct(">dddddB")
 
 
-def pack_options(options: Options) -> bytes:
-    """ARGV[1] of every script."""
+def pack_options(options: Options, *, blobs_elsewhere: bool, is_full: bool = False) -> bytes:
+    """ARGV[1] of every script; *is_full* admits nothing."""
     return _LIMITS.pack(
         options.max_backlog,
-        options.max_bytes,
+        0 if is_full else options.max_bytes,
         options.answer_reserve_bytes,
         options.answer_ttl_seconds,
         options.dead_letter_ttl_seconds,
+        blobs_elsewhere,
     )
 
 
@@ -178,8 +182,10 @@ def unpack_float(packed: bytes) -> float | None:
     return float(_NUMBER.unpack(packed)[0]) if packed else None
 
 
-def _strings(meta: bytes) -> tuple[bytes | None, bytes | None, bytes | None, str]:
+def _strings(meta: bytes) -> tuple[bytes, bytes | None, bytes | None, str]:
     """key, parent, replay_of and reason of a record."""
+    if len(meta) == _META.size + _NO_STRINGS_BYTES:
+        return b"", None, None, ""
     at = _META.size + 2
     end = at + int.from_bytes(meta[_META.size : at])
     key = meta[at:end]
@@ -193,23 +199,14 @@ def _strings(meta: bytes) -> tuple[bytes | None, bytes | None, bytes | None, str
 def unpack_lease(id: bytes, meta: bytes, content: bytes, leased_at: float) -> Lease:
     """A lease from the record as the lease made it."""
     values = _META.unpack_from(meta)
-    flags, epoch, attempts, claims = values[1:5]
+    _, flags, epoch, attempts, claims = values[:5]
+    accepted_at, deadline, _, priority = values[11:15]
     key, parent, _, _ = _strings(meta)
     envelope, body = unpack_content(content)
     return Lease(
-        id=id,
-        epoch=epoch,
-        attempt=attempts + 1,
-        claims=claims,
-        envelope=envelope,
-        body=body,
-        accepted_at=values[11],
-        deadline=values[12] or None,
-        key=key if flags & _KEYED else None,
-        priority=values[14],
-        parent=parent,
-        leased_at=leased_at,
-    )
+        id, epoch, attempts + 1, claims, envelope, body, accepted_at, deadline or None,
+        key if flags & _KEYED else None, priority, parent, leased_at,
+    )  # fmt: skip
 
 
 def unpack_record(

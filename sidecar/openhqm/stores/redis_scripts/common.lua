@@ -9,6 +9,7 @@
 --   q:<id>       its request       a:<id>  its answer       c:<id>  the callback to be sent
 --   n:<id>       attempt notes     x:<scope>  id and fingerprint that hold an idempotency scope
 --   blob:<name>  a list of chunks; expires until a record that names it is committed
+--   garbage      names of blobs kept elsewhere that no record needs any more; sweep deletes them
 --   line:<key>   ids of unfinished records of an ordering key, by seq; only its head may run
 --   counts       hash: seq, bytes, and per lane the figures of `Counts`
 --   timers       every record, by the time sweep has to look at it: deadline, end of lease, expiry
@@ -21,7 +22,7 @@ local P = KEYS[1]
 local call, pack, unpack_, sub = redis.call, struct.pack, struct.unpack, string.sub
 local band, bor, bnot = bit.band, bit.bor, bit.bnot
 
-local MAX_BACKLOG, MAX_BYTES, RESERVE, ANSWER_TTL, DEAD_TTL = unpack_('>ddddd', ARGV[1])
+local MAX_BACKLOG, MAX_BYTES, RESERVE, ANSWER_TTL, DEAD_TTL, BLOBS_ELSEWHERE = unpack_('>dddddB', ARGV[1])
 local TIME = call('TIME')
 local NOW = tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000
 local NEVER = 1e18
@@ -57,7 +58,7 @@ local LEVEL = 2 ^ 48
 
 local records = {}
 local dirty = {}
-local values, removed, changes = {}, {}, {}
+local values, removed, changes, garbage = {}, {}, {}, {}
 local deltas, bytes_delta = {[0] = {}, {}}, 0
 local added, taken = {}, {}
 local wake = 0 -- bit per lane that has something to lease
@@ -181,6 +182,7 @@ local function commit()
   end
   if #values > 0 then call('MSET', unpack(values)) end
   if #removed > 0 then call('UNLINK', unpack(removed)) end
+  if #garbage > 0 then call('SADD', P .. 'garbage', unpack(garbage)) end
   for key, members in pairs(added) do call('ZADD', P .. key, unpack(members)) end
   for key, members in pairs(taken) do call('ZREM', P .. key, unpack(members)) end
   if bytes_delta ~= 0 then call('HINCRBY', P .. 'counts', 'bytes', bytes_delta) end

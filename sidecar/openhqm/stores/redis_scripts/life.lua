@@ -5,15 +5,23 @@ local function blob_name(payload)
   return sub(payload, 4 + unpack_('>I4', payload) + 1 + 8 + 1)
 end
 
-local function delete_blob(key)
+local function drop_blob(name)
+  if BLOBS_ELSEWHERE == 1 then
+    garbage[#garbage + 1] = name
+  else
+    remove('blob:' .. name)
+  end
+end
+
+local function drop_blob_of(key)
   local payload = call('GET', P .. key)
-  if payload then remove('blob:' .. blob_name(payload)) end
+  if payload then drop_blob(blob_name(payload)) end
 end
 
 -- Keep a blob for good, as part of the transition that names it. False when it is gone.
 local function keep_blob(name)
   local key = P .. 'blob:' .. name
-  return call('PERSIST', key) == 1 or call('EXISTS', key) == 1
+  return BLOBS_ELSEWHERE == 1 or call('PERSIST', key) == 1 or call('EXISTS', key) == 1
 end
 
 -- Put a waiting record where lease finds it; its turn and its time must have come or be known.
@@ -106,7 +114,7 @@ local function move(r, state)
 end
 
 local function drop_request(r)
-  if has(r, OWNS_REQUEST_BLOB) then delete_blob('q:' .. r.id) end
+  if has(r, OWNS_REQUEST_BLOB) then drop_blob_of('q:' .. r.id) end
   remove('q:' .. r.id)
   if has(r, CALLBACK) then remove('c:' .. r.id) end
   clear(r, REQUEST + OWNS_REQUEST_BLOB + CALLBACK)
@@ -154,7 +162,7 @@ end
 -- Forget a final record.
 local function delete(r)
   if has(r, REQUEST) then drop_request(r) end
-  if has(r, OWNS_ANSWER_BLOB) then delete_blob('a:' .. r.id) end
+  if has(r, OWNS_ANSWER_BLOB) then drop_blob_of('a:' .. r.id) end
   if has(r, ANSWER) then remove('a:' .. r.id) end
   if has(r, NOTED) then remove('n:' .. r.id) end
   if has(r, SCOPED) then free_scope(r) end

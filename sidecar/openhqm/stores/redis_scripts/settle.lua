@@ -11,7 +11,7 @@ local function refuse(r, id, answer_kind, answer)
   count(r and r.lane or REQUESTS, 'stale', 1)
   if answer_kind ~= 2 then return 0 end
   local current = r and has(r, OWNS_ANSWER_BLOB) and call('GET', P .. 'a:' .. id)
-  if not current or blob_name(current) ~= blob_name(answer) then remove('blob:' .. blob_name(answer)) end
+  if not current or blob_name(current) ~= blob_name(answer) then drop_blob(blob_name(answer)) end
   return 0
 end
 
