@@ -64,10 +64,14 @@ class Forwarder:
     ) -> None:
         self._client = client
         self._blobs = blobs
+        self._checkpoint = checkpoint
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Take over the hot settings: timeout and sizes."""
         self._timeout_seconds = settings.egress.app_timeout_seconds
         self._spill_bytes = settings.store.spill_bytes
         self._max_bytes = settings.response.max_bytes
-        self._checkpoint = checkpoint
 
     async def forward(self, envelope: Envelope, body: Body, *, record_id: bytes, epoch: int) -> Forwarded:
         """Send the request once and bring the whole answer.

@@ -51,12 +51,16 @@ class Passthrough:
 
     def __init__(self, client: Client, settings: Settings) -> None:
         self._client = client
-        self._timeout_seconds = settings.egress.app_timeout_seconds
-        self._body_timeout_seconds = settings.ingress.body_timeout_seconds
         self._open: dict[Response, BaseRequest] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Take over the hot settings: how long to wait for an answer, and for a body."""
+        self._timeout_seconds = settings.egress.app_timeout_seconds
+        self._body_timeout_seconds = settings.ingress.body_timeout_seconds
 
     async def handle(
         self,
