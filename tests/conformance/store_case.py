@@ -108,7 +108,7 @@ async def all_records(store: Store, lane: Lane, want: Want = Want.STATE) -> list
 async def eventually(holds: Callable[[], bool], within_seconds: float = 5.0) -> None:
     """Wait for a condition that another task or process brings about."""
     async with asyncio.timeout(within_seconds):
-        while not holds():  # noqa: ASYNC110 - the other side has no event to wait on
+        while not holds():
             await asyncio.sleep(0.002)
 
 

@@ -1,6 +1,5 @@
 """Blobs of embedded stores: exact bytes, durable names, nothing half written."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ ODD = bytes(range(256)) * 4096  # 1 MiB
 
 
 @pytest.fixture(params=["memory", "file"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryBlobs | FileBlobs]:
-    yield MemoryBlobs() if request.param == "memory" else FileBlobs(tmp_path / "blobs")
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryBlobs | FileBlobs:
+    return MemoryBlobs() if request.param == "memory" else FileBlobs(tmp_path / "blobs")
 
 
 async def put(blobs: MemoryBlobs | FileBlobs, part: str, *chunks: bytes) -> BlobRef:

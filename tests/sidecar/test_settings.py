@@ -227,6 +227,8 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
          "store.url memory: loses everything when the process ends; "
          "say store.require_durability: none to accept that"),
         ({"drain": {"accept_seconds": 25}}, "drain.accept_seconds must be less than drain.timeout_seconds"),
+        ({"app": {"url": "http://127.0.0.1:1"}, "ingress": {"submit_api": True}},
+         "ingress.submit_api beside app.url needs ingress.api_keys: who submits reaches all of the app"),
         ({"mode": "egress", "ingress": {"submit_api": True}},
          "ingress.submit_api needs an ingress, but mode is egress"),
         ({"store": {"spill_bytes": 2048}, "ingress": {"max_body_bytes": 1024}},

@@ -139,7 +139,7 @@ async def test_app_sees_the_same_request(pair: tuple[RecordingApp, Process], sha
 async def seen_soon(app: RecordingApp, tag: bytes) -> None:
     """Wait for a request that was not held."""
     async with asyncio.timeout(10):
-        while tag not in app.seen:  # noqa: ASYNC110 - the recorder has no event per tag
+        while tag not in app.seen:
             await asyncio.sleep(0.01)
 
 
