@@ -35,7 +35,8 @@ def memory_url(folder: Path) -> str:
 
 def redis_url(stack: ExitStack, appendfsync: str) -> Callable[[Path], str]:
     """A fresh server per benchmark run; one queue name per folder keeps measurements apart."""
-    server = services.Valkey(Path(tempfile.mkdtemp(prefix="openhqm-bench-redis-")), appendfsync=appendfsync)
+    folder = Path(tempfile.mkdtemp(prefix="openhqm-bench-redis-"))
+    server = services.RedisServer(services.binary("valkey"), folder, fsync=appendfsync)
     server.start()
     stack.callback(server.stop)
     return lambda folder: server.url
