@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from aiohttp.web import BaseRequest, RequestPayloadError
 
 from openhqm.errors import BadRequest, BodyTimeout, BodyTooLarge
-from openhqm.stores.base import Blobs, BlobWriter, Body
+from openhqm.settings import Settings
+from openhqm.stores.base import Abilities, Blobs, BlobWriter, Body
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -32,6 +33,14 @@ class Limits:
     max_bytes: int
     inline_bytes: int
     timeout_seconds: float
+
+    @classmethod
+    def from_settings(cls, settings: Settings, abilities: Abilities) -> Limits:
+        return cls(
+            max_bytes=settings.ingress.max_body_bytes,
+            inline_bytes=min(settings.store.spill_bytes, abilities.max_inline_bytes),
+            timeout_seconds=settings.ingress.body_timeout_seconds,
+        )
 
 
 @dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs

@@ -106,11 +106,7 @@ class Ingress:
         self._routes = Routes(settings.routes)
         self._forwarding = Forwarding.from_settings(ingress, settings.app.url)
         self._identity_header = ingress.identity_header.lower().encode()
-        self._limits = Limits(
-            max_bytes=ingress.max_body_bytes,
-            inline_bytes=min(settings.store.spill_bytes, self._store.abilities.max_inline_bytes),
-            timeout_seconds=ingress.body_timeout_seconds,
-        )
+        self._limits = Limits.from_settings(settings, self._store.abilities)
 
     def begin_drain(self) -> None:
         """Close connections after their next answer, so that clients move elsewhere."""

@@ -34,6 +34,9 @@ from openhqm.settings import Settings
 from openhqm.stores.base import Store
 from openhqm.submit_models import APP, HANDLER, Explicit, Submission, read_json
 
+PATH = b"/v1/requests"
+"""Of `SubmitPage`, below the reserved prefix."""
+
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
@@ -75,11 +78,7 @@ class Submitter:
         self._forwarding = Forwarding.from_settings(ingress, settings.app.url)
         self._identity_header = ingress.identity_header.lower().encode()
         self._reserved = ingress.reserved_prefix.encode()
-        self._limits = Limits(
-            max_bytes=ingress.max_body_bytes,
-            inline_bytes=min(settings.store.spill_bytes, self._store.abilities.max_inline_bytes),
-            timeout_seconds=ingress.body_timeout_seconds,
-        )
+        self._limits = Limits.from_settings(settings, self._store.abilities)
 
     def stop_accepting(self) -> None:
         """Refuse every submission from now on (503)."""

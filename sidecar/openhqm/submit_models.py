@@ -390,5 +390,10 @@ def _described(error: ValidationError) -> str:
         return f"{where}: is not a member we know"
     if first["type"] == "missing":
         return f"{where}: is required"
-    what = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {what[0].lower()}{what[1:]}" if where else what
+    if first["type"] in ("model_type", "model_attributes_type"):
+        return f"{where}: must be an object"
+    if first["type"] == "value_error":
+        what = first["msg"].removeprefix("Value error, ")
+    else:
+        what = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where}: {what}" if where else what

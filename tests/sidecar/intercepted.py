@@ -7,27 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from openhqm import openapi
 from openhqm.acceptor import Acceptor
+from openhqm.egress import Egress, Runner
 from openhqm.estimates import DrainRate
+from openhqm.handlers import BUILT_IN, Handler, Handlers
 from openhqm.handles import Handles
 from openhqm.http1 import Client
 from openhqm.ingress import Ingress
 from openhqm.intercept import build_server
 from openhqm.lifecycle import Event, Lifecycle
+from openhqm.original_api import OriginalApi
 from openhqm.passthrough import Passthrough
 from openhqm.results import Results
 from openhqm.settings import Settings
 from openhqm.stores.base import Answer, Finish, Lease, Options, State, Store, Want
 from openhqm.stores.memory import MemoryStore
+from openhqm.submit import PATH as SUBMIT_PAGE
+from openhqm.submit import SubmitPage, Submitter
 from openhqm.waiters import Waiters
 
+READY = {"ready": True, "store": {"reachable": True}, "breaker": "closed"}
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -43,6 +50,7 @@ class Intercept:
     handles: Handles
     port: int
     events: list[Event] = field(default_factory=list)
+    submitter: Submitter | None = None
 
     async def connect(self) -> Connection:
         """Open a client connection."""
@@ -172,6 +180,8 @@ async def intercepting(
     encode_callback: Callable[[str, str], bytes] | None = None,
     options: Options | None = None,
     spill_bytes: int = 256 * 1024,
+    handlers: Collection[str] = frozenset(BUILT_IN),
+    readiness: Mapping[str, Any] = READY,
     **settings: Any,
 ) -> AsyncIterator[Intercept]:
     """An intercept port on 127.0.0.1; *settings* are areas of the settings model."""
@@ -194,7 +204,23 @@ async def intercepting(
         "lifecycle": lifecycle,
     }
     acceptor = Acceptor(model, store, encode_callback=encode_callback, **parts)
-    results = Results(model.ingress, store, **parts)
+    pages = {openapi.PATH: openapi.DescriptionPage(model).handle}
+    surfaces, single = {}, {}
+    submitter = None
+    if model.submit_api_enabled:
+        submitter = Submitter(model, store, acceptor, handlers=handlers)
+        original = OriginalApi(
+            submitter,
+            store,
+            handles=handles,
+            waiters=waiters,
+            drain_rate=drain_rate,
+            readiness=lambda: readiness,
+            exposition=lambda: b"openhqm_requests_total 1\n",
+        )
+        pages[SUBMIT_PAGE] = SubmitPage(submitter, acceptor).handle
+        surfaces, single = dict(original.surfaces), original.pages
+    results = Results(model.ingress, store, pages=pages, **parts)
     client = Client(app_url) if app_url else None
     passthrough = Passthrough(client, model) if client else None
     ingress = Ingress(
@@ -203,7 +229,8 @@ async def intercepting(
         acceptor,
         lifecycle=lifecycle,
         passthrough=passthrough,
-        surfaces={model.ingress.reserved_prefix.encode(): results.handle},
+        surfaces={model.ingress.reserved_prefix.encode(): results.handle, **surfaces},
+        pages=single,
     )
     server = build_server(ingress.handle, model.ingress)
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
@@ -217,6 +244,7 @@ async def intercepting(
             handles,
             listener.sockets[0].getsockname()[1],
             events,
+            submitter,
         )
     finally:
         listener.close()
@@ -228,3 +256,19 @@ async def intercepting(
         if client is not None:
             await client.close()
         await store.close()
+
+
+@asynccontextmanager
+async def replaying(
+    port: Intercept, handlers: Mapping[str, Handler] = BUILT_IN, **runners: Runner
+) -> AsyncIterator[Egress]:
+    """An egress loop behind *port*, with handlers and, for example, `app=Forwarder(...)`."""
+    timeout_seconds, max_bytes = port.settings.egress.app_timeout_seconds, port.settings.response.max_bytes
+    python = Handlers(handlers, port.store.blobs, timeout_seconds=timeout_seconds, max_answer_bytes=max_bytes)
+    egress = Egress(port.store, port.settings, Lifecycle(), {"handler": python, **runners})
+    running = asyncio.create_task(egress.run())
+    try:
+        yield egress
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
