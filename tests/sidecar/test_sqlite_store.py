@@ -1,16 +1,34 @@
 """The SQLite store keeps the store contract; what is its own is tested below it."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from openhqm.stores.base import Options, Store
+from openhqm.errors import SettingsError, StoreUnavailable
+from openhqm.stores import sqlite_commits
+from openhqm.stores.base import Accepted, Answer, Durability, Finish, OnLost, Options, State, Store
 from openhqm.stores.sqlite import SqliteStore
+from openhqm.stores.sqlite_file import DiskReserve
 
 pytest.register_assert_rewrite("tests.conformance.store_contract", "tests.conformance.store_model")
 
-from tests.conformance.store_case import SkippingClock, StoreCase  # noqa: E402
+from tests.conformance.store_case import (  # noqa: E402
+    SkippingClock,
+    StoreCase,
+    audit,
+    fresh_id,
+    new,
+    take,
+    take_one,
+)
 from tests.conformance.store_contract import StoreContract  # noqa: E402
 
 
@@ -48,3 +66,328 @@ class TestSqliteStore(StoreContract):
         case = SqliteCase(tmp_path / "store" / "openhqm.db")
         yield case
         await case.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "openhqm.db"
+
+
+async def opened(path: Path, **settings: Any) -> SqliteStore:
+    store = SqliteStore(path, Options(), **settings)
+    await store.open()
+    return store
+
+
+def integrity(path: Path) -> str:
+    with closing(sqlite3.connect(path)) as connection:
+        return str(connection.execute("PRAGMA integrity_check").fetchone()[0])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith(".lock")}
+
+
+# -- the file
+
+
+async def test_full_synchronous_survives_power_and_normal_the_process_only(path: Path) -> None:
+    assert SqliteStore(path, Options()).abilities.durability is Durability.POWER
+    normal = SqliteStore.from_url(f"sqlite:///{path}?synchronous=normal", Options(), None)
+    assert normal.abilities.durability is Durability.PROCESS
+
+
+async def test_a_second_owner_is_refused_naming_the_first(path: Path) -> None:
+    first = await opened(path)
+
+    with pytest.raises(SettingsError, match=rf"in use by process {os.getpid()};"):
+        await opened(path)
+
+    await first.close()
+    await (await opened(path)).close()
+
+
+async def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path) -> None:
+    await (await opened(path)).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    before = contents(path.parent)
+
+    with pytest.raises(SettingsError, match="schema version 99, this build knows up to 1"):
+        await opened(path)
+
+    assert contents(path.parent) == before
+
+
+async def test_a_file_of_another_application_is_refused_and_left_as_it_is(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA application_id = 1234")
+        connection.execute("CREATE TABLE precious (x)")
+    before = contents(path.parent)
+
+    with pytest.raises(SettingsError, match="belongs to another application"):
+        await opened(path)
+
+    assert contents(path.parent) == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: b"this is not a database, it is a letter" * 200, id="other-file"),
+        pytest.param(lambda data: data[:50], id="cut-in-the-header"),
+        pytest.param(lambda data: data[:4096] + b"\xa5" * 8192 + data[12288:], id="pages-overwritten"),
+        pytest.param(lambda data: data[: len(data) // 2], id="cut-in-the-middle"),
+        pytest.param(lambda data: b"\x00" * len(data), id="zeroes"),
+    ],
+)
+async def test_a_damaged_file_is_refused_by_name_and_left_as_it_is(
+    path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    store = await opened(path)
+    await store.accept([new(body=b"b" * 2000) for _ in range(50)])
+    await store.close()
+    path.write_bytes(damage(path.read_bytes()))
+    before = contents(path.parent)
+
+    with pytest.raises(SettingsError, match=r"openhqm\.db cannot be used: .*restore it from a backup"):
+        await opened(path)
+
+    assert contents(path.parent) == before
+
+
+async def test_a_folder_that_cannot_be_made_is_a_settings_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    with pytest.raises(SettingsError, match="cannot use"):
+        await opened(tmp_path / "file" / "openhqm.db")
+
+
+async def test_a_process_killed_while_making_the_file_leaves_one_that_opens(path: Path) -> None:
+    path.write_bytes(b"")
+
+    store = await opened(path)
+
+    assert await store.accept([record := new()]) == [Accepted(record.id)]
+    await store.close()
+
+
+async def test_the_wal_is_emptied_into_the_file_at_close(path: Path) -> None:
+    store = await opened(path)
+    await store.accept([new()])
+
+    await store.close()
+
+    assert not path.with_name("openhqm.db-wal").exists()
+    assert integrity(path) == "ok"
+
+
+async def test_the_wal_stays_small_under_load(path: Path) -> None:
+    store = await opened(path)
+
+    for _ in range(40):
+        await store.accept([new(body=os.urandom(4000)) for _ in range(200)])
+
+    wal = path.with_name("openhqm.db-wal").stat().st_size
+    assert wal < 3 * sqlite_commits.CHECKPOINT_BYTES
+    await store.close()
+    assert integrity(path) == "ok"
+
+
+async def test_a_secret_is_a_private_file_beside_the_database(path: Path) -> None:
+    store = await opened(path)
+
+    await store.secret("handle-key", b"\x00secret")
+
+    file = path.with_name("openhqm.db.handle-key.secret")
+    assert file.read_bytes() == b"\x00secret"
+    assert file.stat().st_mode & 0o777 == 0o600
+    await store.close()
+
+
+# -- leases and blobs of an owner that is gone
+
+
+async def test_leases_of_the_owner_before_are_judged_at_open(path: Path) -> None:
+    store = await opened(path)
+    repeat, unknown = new(on_lost=OnLost.REPEAT), new(on_lost=OnLost.UNKNOWN)
+    await store.accept([repeat, unknown])
+    await take(store, 2)
+    await store.close()
+
+    store = await opened(path)
+
+    found = [record and (record.state, record.reason) for record in await store.get([repeat.id, unknown.id])]
+    assert found == [(State.RETRYING, ""), (State.FAILED, "outcome-unknown")]
+    lease = await take_one(store)
+    assert (lease.id, lease.epoch, lease.attempt, lease.claims) == (repeat.id, 2, 2, 1)
+    await audit(store, Options())
+    await store.close()
+
+
+async def test_blobs_that_no_record_names_are_removed_at_open(path: Path) -> None:
+    store = await opened(path)
+    kept, lost = fresh_id(), fresh_id()
+    refs = {}
+    for id in (kept, lost):
+        writer = await store.blobs.write(id, "request")
+        await writer.write(b"x" * 10)
+        refs[id] = await writer.commit()
+    await store.accept([new(id=kept, body=refs[kept])])
+    unfinished = await store.blobs.write(fresh_id(), "request")
+    await unfinished.write(b"y" * 1_000_000)
+    await store.close()
+
+    store = await opened(path)
+
+    assert [file.name for file in path.with_name("openhqm.db.blobs").iterdir()] == [refs[kept].name]
+    await store.close()
+    await unfinished.abort()
+
+
+# -- group commit
+
+
+async def test_what_is_asked_in_one_tick_is_one_transaction(path: Path) -> None:
+    store = await opened(path)
+    statements: list[str] = []
+    store._commits._connection.set_trace_callback(statements.append)
+
+    await asyncio.gather(*(store.accept([new()]) for _ in range(50)))
+
+    assert statements.count("COMMIT") == 1
+    await store.close()
+
+
+async def test_an_operation_that_fails_does_not_poison_its_batch(path: Path) -> None:
+    store = await opened(path)
+    good = [new() for _ in range(5)]
+    bad = new(envelope=object())
+
+    results = await asyncio.gather(
+        *(store.accept([record]) for record in (*good[:3], bad, *good[3:])), return_exceptions=True
+    )
+
+    assert [r for r in results if not isinstance(r, Exception)] == [[Accepted(record.id)] for record in good]
+    assert sum(isinstance(r, Exception) for r in results) == 1
+    await audit(store, Options())
+    await store.close()
+
+
+async def test_a_cancelled_caller_gives_its_leases_back(path: Path) -> None:
+    """The lease may be committed already when its caller goes away; it must not be held for nobody."""
+    store = await opened(path)
+    await store.accept([new()])
+    leasing = asyncio.create_task(take(store))
+    while store._commits._connection.in_transaction is False:
+        await asyncio.sleep(0)
+
+    leasing.cancel()
+    await asyncio.wait([leasing])
+
+    async with asyncio.timeout(5):
+        assert len(await take(store, wait_seconds=5)) == 1
+    await store.close()
+
+
+# -- the disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0 or sys.platform != "linux":
+        pytest.skip("mounting a small file system needs root on Linux")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("this machine does not let us mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+async def test_a_full_disk_refuses_and_recovers_without_a_restart(small_disk: Path) -> None:
+    path = small_disk / "openhqm.db"
+    store = await opened(path)
+    await store.accept([new(body=b"b" * 1000) for _ in range(20)])
+    held = await take(store, 10)
+    answers = [Finish(lease.id, lease.epoch, State.DONE, Answer(b"h", b"a" * 100_000)) for lease in held]
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+    refused = await asyncio.gather(store.settle(answers), take(store, 5), return_exceptions=True)
+    while_full = await store.counts()
+    filler.unlink()
+    settled = await store.settle(answers)
+
+    assert [type(result) for result in refused] == [StoreUnavailable, StoreUnavailable]
+    assert (while_full.running, while_full.queued) == (10, 10)
+    assert settled == [True] * 10
+    assert len(await take(store, 20)) == 10
+    await audit(store, Options())
+    await store.close()
+    assert integrity(path) == "ok"
+
+
+async def test_new_requests_leave_the_last_of_the_disk_to_answers(small_disk: Path) -> None:
+    store = await opened(small_disk / "openhqm.db")
+    await store.accept([new()])
+    lease = await take_one(store)
+    free = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_frsize - 300_000))
+    store._disk = DiskReserve(small_disk)
+
+    with pytest.raises(StoreUnavailable, match="the disk is full"):
+        await store.accept([new()])
+
+    assert await store.settle([Finish(lease.id, lease.epoch, State.DONE, Answer(b"h", b"a"))]) == [True]
+    await store.close()
+
+
+# -- kill -9
+
+_ACCEPTS_UNTIL_KILLED = """
+import asyncio, sys
+from pathlib import Path
+from openhqm.stores.base import Options
+from openhqm.stores.sqlite import SqliteStore
+from tests.conformance.store_case import new
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]), Options())
+    await store.open()
+    async def client():
+        while True:
+            [accepted] = await store.accept([new(body=b"b" * 500)])
+            sys.stdout.write(accepted.id.hex() + "\\n")
+            sys.stdout.flush()
+    await asyncio.gather(*(client() for _ in range(16)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.crash
+async def test_nothing_acknowledged_is_lost_when_the_process_is_killed(path: Path) -> None:
+    # The pipe is read before anything here needs the event loop.
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", _ACCEPTS_UNTIL_KILLED, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    acknowledged = [process.stdout.readline().strip() for _ in range(1500)]
+    process.kill()
+    # A line is whole or not there: the rest of the pipe was acknowledged as well.
+    acknowledged += [line for line in process.stdout.read().split("\n") if len(line) == 32]
+    process.stdout.close()
+    process.wait()
+
+    store = await opened(path)
+    found = await store.get([bytes.fromhex(id) for id in acknowledged])
+
+    assert len(acknowledged) >= 1500
+    assert sum(record is None for record in found) == 0
+    await audit(store, Options())
+    await store.close()
+    assert integrity(path) == "ok"

@@ -16,10 +16,11 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from io import FileIO
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from openhqm.errors import StoreUnavailable
+from openhqm.errors import SettingsError, StoreUnavailable
 from openhqm.stores.base import BlobRef, Blobs, Body
 
 CHUNK_BYTES = 256 * 1024
@@ -49,6 +50,11 @@ class MemoryBlobs:
 
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
+
+    @classmethod
+    def from_url(cls, url: str) -> MemoryBlobs:
+        """`memory:`"""
+        return cls()
 
     async def write(self, record_id: bytes, part: str) -> _MemoryWriter:
         return _MemoryWriter(self._blobs, blob_name(record_id, part))
@@ -92,6 +98,14 @@ class FileBlobs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    @classmethod
+    def from_url(cls, url: str) -> FileBlobs:
+        """`file:///absolute/folder`. Raises SettingsError for anything else."""
+        parts = urlsplit(url)
+        if parts.netloc or not parts.path.startswith("/") or parts.query:
+            raise SettingsError("blobs.url: write file:///absolute/folder")
+        return cls(Path(unquote(parts.path)))
 
     async def write(self, record_id: bytes, part: str) -> _FileWriter:
         """Raises StoreUnavailable, as do the writer's methods, when the file cannot be written."""

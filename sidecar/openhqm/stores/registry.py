@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 from openhqm.errors import SettingsError
 from openhqm.stores.base import Blobs, Options, Store
@@ -42,6 +40,12 @@ class StoreClass(Protocol):
     def from_url(self, url: str, options: Options, blobs: Blobs | None) -> Store: ...
 
 
+class BlobsClass(Protocol):
+    """The same for large bodies."""
+
+    def from_url(self, url: str) -> Blobs: ...
+
+
 def create(url: str, options: Options, blobs_url: str | None = None) -> Store:
     """Make the store *url* names; it is not opened yet.
 
@@ -57,13 +61,8 @@ def create_blobs(url: str | None) -> Blobs | None:
     """Make the place for large bodies that `blobs.url` names; None leaves it to the store."""
     if url is None:
         return None
-    parts = urlsplit(url)
-    blobs_class: Any = _find(parts.scheme.lower(), BLOBS, "blobs.url")
-    if parts.scheme == "memory":
-        return blobs_class()  # type: ignore[no-any-return]
-    if parts.netloc or not parts.path:
-        raise SettingsError("blobs.url: write file:///absolute/folder")
-    return blobs_class(Path(unquote(parts.path)))  # type: ignore[no-any-return]
+    blobs_class: BlobsClass = _find(url.partition(":")[0].lower(), BLOBS, "blobs.url")
+    return blobs_class.from_url(url)
 
 
 def _find(scheme: str, table: dict[str, tuple[str, str | None]], key: str) -> Any:

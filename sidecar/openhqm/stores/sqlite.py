@@ -191,8 +191,7 @@ class SqliteStore:
         try:
             leases = await asyncio.shield(asked)
         except asyncio.CancelledError:
-            if not asked.cancel():
-                self._give_back(asked)
+            asked.add_done_callback(self._give_back)
             raise
         await self._garbage.collect()
         return leases

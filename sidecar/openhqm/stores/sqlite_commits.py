@@ -85,8 +85,7 @@ class GroupCommit:
     def submit(self, operation: Callable[[], Result], weight: int = 1) -> asyncio.Future[Result]:
         """Queue *operation*; the future has its result once that is durable.
 
-        Cancelling the future before its batch starts takes the operation back, later only the
-        result is given up.
+        Cancelling the future gives up the result, never the operation.
         """
         if self._is_closed:
             raise StoreUnavailable("the store is closed")
@@ -137,10 +136,8 @@ class GroupCommit:
         batch: list[_Asked] = []
         weight = 0
         while self._waiting and (not batch or weight + self._waiting[0].weight <= MOST_WEIGHT):
-            asked = self._waiting.popleft()
-            if not asked.future.cancelled():
-                batch.append(asked)
-                weight += asked.weight
+            batch.append(asked := self._waiting.popleft())
+            weight += asked.weight
         return batch
 
     def _apply(self, batch: list[_Asked]) -> tuple[list[_Asked], bool]:

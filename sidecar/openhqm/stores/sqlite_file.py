@@ -129,14 +129,16 @@ def _check_identity(path: Path, application_id: int, version: int) -> None:
 
 
 def _quick_check(path: Path) -> None:
+    # Without a WAL the file is all there is, and reading it must not make one.
+    mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"
     with _damage_named(path):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)
         try:
             [found] = connection.execute("PRAGMA quick_check(1)").fetchone()
         finally:
             connection.close()
     if found != "ok":
-        raise _damaged(path, found)
+        raise _damaged(path, " ".join(found.split()))
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

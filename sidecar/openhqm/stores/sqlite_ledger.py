@@ -325,8 +325,8 @@ class Ledger:
         figures = self._figures[lane]
         leases, updates = [], []
         for row in rows:
-            held = Held._make((*row[:_WIDTH], until))
-            held = held._replace(state=RUNNING, place=LEASED, epoch=held.epoch + 1)
+            # Columns 3 to 6 are state, place, priority and epoch.
+            held = Held._make((*row[:3], RUNNING, LEASED, row[5], row[6] + 1, *row[7:_WIDTH], until))
             self._held[held.id] = held
             self._lapsing.set(held.seq, until)
             self._move(figures, row[3], RUNNING, held, "")

@@ -50,7 +50,10 @@ class Reader:
     def get(self, id: bytes, want: Want) -> Record | None:
         with _errors_mapped():
             row = self._one(_BY_ID, id)
-            return None if row is None else self._record(row, want, self._front(row[2]))
+            if row is None:
+                return None
+            front = self._front(row[2]) if row[4] < LEASED else (None, 0)
+            return self._record(row, want, front)
 
     def page(self, states: Sequence[State], lane: Lane, cursor: bytes, limit: int, want: Want) -> Page:
         with _errors_mapped():
