@@ -56,15 +56,20 @@ class Intercept:
         """Open a client connection."""
         return Connection(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**24))
 
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Connection]:
+        """A client connection that is closed at the end."""
+        connection = await self.connect()
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
     async def send(self, data: bytes, method: bytes = b"") -> Got:
         """Send raw bytes on a connection of their own, return the first final answer."""
-        async with asyncio.timeout(10):
-            connection = await self.connect()
-            try:
-                connection.write(data)
-                return await connection.answer(method or data.partition(b" ")[0])
-            finally:
-                await connection.close()
+        async with asyncio.timeout(10), self.connected() as connection:
+            connection.write(data)
+            return await connection.answer(method or data.partition(b" ")[0])
 
     async def stored(self) -> list[tuple[bytes, Any]]:
         """Return head and body of every stored request, oldest first."""
@@ -252,7 +257,7 @@ async def intercepting(
         await drain_rate.close()
         if passthrough is not None:
             await passthrough.close(0)
-        await server.shutdown(1)
+        await server.shutdown(0.05)
         if client is not None:
             await client.close()
         await store.close()
