@@ -177,6 +177,61 @@ async def test_a_settlement_whose_reply_was_lost_is_applied_once(
         assert (await get_one(store, lease.id, Want.ANSWER)).answer == Answer(b"first")
 
 
+async def test_leases_whose_reply_was_lost_are_given_back_unsent(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    async with LosingProxy(redis_server.port) as proxy:
+        store = await open_store(f"redis://127.0.0.1:{proxy.port}")
+        await store.accept([new() for _ in range(5)])
+        held = await take_one(store)
+        proxy.lose_replies = True
+
+        with pytest.raises(StoreUnavailable):
+            await take(store, 3)
+        proxy.lose_replies = False
+        await take(store, 0)
+
+        counts = await store.counts()
+        assert (counts.running, counts.queued) == (1, 4)
+        leases = await take(store, 10)
+        assert [(lease.attempt, lease.claims) for lease in leases] == [(1, 0)] * 4
+        assert held.id not in {lease.id for lease in leases}
+
+
+async def test_a_lease_that_arrives_late_takes_nothing(redis_server: RedisServer, open_store: Opener) -> None:
+    """Asked while the server stood still, given up, and executed after the next call."""
+    store = await open_store()
+    await store.accept([new() for _ in range(20)])
+    await take_one(store)
+    redis_server.pause()
+
+    asked = await asyncio.gather(*(take(store, 2) for _ in range(3)), return_exceptions=True)
+    redis_server.resume()
+    leases = [lease for _ in range(6) for lease in await take(store, 5)]
+
+    assert {type(result) for result in asked} == {StoreUnavailable}
+    assert len({lease.id for lease in leases}) == len(leases) == 19
+    counts = await store.counts()
+    assert (counts.running, counts.queued) == (20, 0)
+
+
+async def test_a_cancelled_lease_gives_back_what_it_took(open_store: Opener) -> None:
+    store = await open_store()
+    await store.accept([new() for _ in range(50)])
+
+    for _ in range(50):
+        asked = asyncio.ensure_future(take(store, 3))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+    await store.close()
+
+    reopened = await open_store()
+    assert (await reopened.counts()).running == 0
+    assert len(await take(reopened, 100)) == 50
+
+
 async def test_scripts_are_loaded_again_when_the_server_forgot_them(
     redis_server: RedisServer, open_store: Opener
 ) -> None:

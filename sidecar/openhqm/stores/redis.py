@@ -43,6 +43,7 @@ from openhqm.stores.base import (
     Want,
 )
 from openhqm.stores.redis_blobs import RedisBlobs
+from openhqm.stores.redis_callers import Callers
 from openhqm.stores.redis_link import Argument, Link, Script, parse_url
 from openhqm.stores.redis_notices import Notices
 
@@ -124,6 +125,8 @@ class RedisStore:
             _load_script("append", flags="allow-oom"),
             self._argv,
         )
+        self._callers = Callers()
+        self._giving_back: set[asyncio.Task[None]] = set()
         self._is_memory_full = False
         self._memory_checked_at = float("-inf")
         self._closed = False
@@ -175,6 +178,7 @@ class RedisStore:
     async def close(self) -> None:
         self._closed = True
         await self._notices.close()
+        await asyncio.gather(*self._giving_back)
         await self._link.close()
 
     # ------------------------------------------------------------ records
@@ -211,8 +215,18 @@ class RedisStore:
 
     async def _lease(self, limit: int, lease_seconds: float, lane: Lane) -> tuple[list[Lease], float]:
         """Leases, and seconds until the next delayed record is due."""
-        asked = records.pack_lease(lane, min(limit, BATCH_RECORDS), lease_seconds)
-        reply = await self._run("lease", (self._argv, asked))
+        caller = self._callers.take()
+        asked = records.pack_lease(
+            lane, min(limit, BATCH_RECORDS), lease_seconds, caller.serial, caller.is_unheard
+        )
+        try:
+            reply = await self._run("lease", (self._argv, asked, caller.name))
+        except BaseException as exc:
+            self._callers.put_back(caller, was_heard=False)
+            if isinstance(exc, asyncio.CancelledError):
+                self._give_back_soon()
+            raise
+        self._callers.put_back(caller, was_heard=True)
         due_in, now = records.unpack_float(reply[0]), records.unpack_float(reply[1])
         assert now is not None
         leases = [
@@ -220,6 +234,20 @@ class RedisStore:
             for at in range(2, len(reply), 3)
         ]
         return leases, REREAD_SECONDS if due_in is None else max(due_in, 0.0)
+
+    def _give_back_soon(self) -> None:
+        if not self._closed:
+            task = asyncio.create_task(self._give_back(), name="redis-give-back")
+            self._giving_back.add(task)
+            task.add_done_callback(self._giving_back.discard)
+
+    async def _give_back(self) -> None:
+        """Lease nothing, which gives back what unheard calls took."""
+        while self._callers.has_unheard:
+            try:
+                await self._lease(0, REREAD_SECONDS, Lane.REQUESTS)
+            except StoreUnavailable:
+                return  # the next lease tries again; if there is none, the leases lapse
 
     async def extend(
         self, leases: Sequence[tuple[bytes, int]], *, lease_seconds: float

@@ -154,8 +154,8 @@ def _pack_finish(finish: Finish) -> tuple[bytes, bytes]:
     return b"".join((header, reason, _LENGTH.pack(len(finish.note)), finish.note)), content
 
 
-def pack_lease(lane: Lane, limit: int, lease_seconds: float) -> bytes:
-    return struct.pack(">BId", LANE_CODES[lane], limit, lease_seconds)
+def pack_lease(lane: Lane, limit: int, lease_seconds: float, serial: int, is_unheard: bool) -> bytes:
+    return struct.pack(">BIddB", LANE_CODES[lane], limit, lease_seconds, serial, is_unheard)
 
 
 def pack_extension(id: bytes, epoch: int) -> bytes:

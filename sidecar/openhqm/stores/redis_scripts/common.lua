@@ -12,6 +12,7 @@
 --   garbage      names of blobs kept elsewhere that no record needs any more; sweep deletes them
 --   line:<key>   ids of unfinished records of an ordering key, by seq; only its head may run
 --   counts       hash: seq, bytes, and per lane the figures of `Counts`
+--   taken:<caller>  serial of a process's last lease call that took records, and what it took
 --   timers       every record, by the time sweep has to look at it: deadline, end of lease, expiry
 --   <lane>:ready by priority and seq   <lane>:delayed by ready_at
 --   <lane>:all   by seq                <lane>:failed  by seq

@@ -1,14 +1,41 @@
--- Take due records. ARGV[2]: lane, most records, lease seconds.
+-- Take due records. ARGV[2]: lane, most records, lease seconds, serial of this call, 1 when the reply
+-- of the caller's last call was not heard. ARGV[3]: the caller.
 -- Reply: seconds until the next delayed record is due ("" when none is), the time, then per lease
 -- its id, meta and request.
+--
+-- What an unheard call took nobody holds: it is given back, unsent, by the caller's next call. That
+-- older call may also still be on its way; it comes with a lower serial then, and takes nothing.
 
-local lane_code, limit, lease_seconds = unpack_('>BI4d', ARGV[2])
+local lane_code, limit, lease_seconds, serial, unheard = unpack_('>BI4ddB', ARGV[2])
 local lane = LANES[lane_code]
 local ready, delayed = P .. READY[lane_code], P .. DELAYED[lane_code]
 local PROMOTED, EXAMINED = 1000, 1000
+local TAKEN = '>c16I4'
+local TAKEN_SIZE = 20
+
+local function give_back(taken)
+  local ids, epochs = {}, {}
+  for at = 9, #taken, TAKEN_SIZE do
+    ids[#ids + 1], epochs[#epochs + 1] = unpack_(TAKEN, taken, at)
+  end
+  load(ids)
+  for i = 1, #ids do
+    local r = records[ids[i]]
+    if r and r.state == RUNNING and r.epoch == epochs[i] then
+      if has(r, CANCEL_REQUESTED) then finish(r, CANCELLED, '', 0) else wait_again(r, NOW) end
+    end
+  end
+end
+
+local taken_key = P .. 'taken:' .. ARGV[3]
+local before = call('GET', taken_key)
+if before then
+  if unpack_('>d', before) >= serial then return {'', pack('>d', NOW)} end
+  if unheard == 1 then give_back(before) end
+end
 
 local state = call('HMGET', P .. 'counts', lane .. '.paused', lane .. '.turn')
-if state[1] == '1' then return {'', pack('>d', NOW)} end
+if state[1] == '1' then limit = 0 end
 local turn = tonumber(state[2]) or 0
 
 -- Records whose time has come join the ready ones, in their old place.
@@ -81,6 +108,12 @@ while #leases < limit and examined < EXAMINED do
       requests[#requests + 1] = P .. 'q:' .. r.id
     end
   end
+end
+
+if #leases > 0 or unheard == 1 then
+  local taken = {pack('>d', serial)}
+  for i = 1, #leases do taken[i + 1] = pack(TAKEN, leases[i].id, leases[i].epoch) end
+  call('SET', taken_key, table.concat(taken), 'EX', math.ceil(lease_seconds) + 60)
 end
 
 local reply = {'', pack('>d', NOW)}
