@@ -45,7 +45,7 @@ RESPONSE = b"/api/v1/response"
 HEALTH = b"/health"
 METRICS = b"/metrics"
 
-_WORDS = {
+WORDS = {
     State.QUEUED: "PENDING",
     State.RUNNING: "PROCESSING",
     State.RETRYING: "PROCESSING",
@@ -106,7 +106,7 @@ class OriginalApi:
         if submitted.existing:
             record = held(await self._waiters.read(submitted.id))
             return self._accepted(record.id, word(record), record.accepted_at)
-        return self._accepted(submitted.id, _WORDS[State.QUEUED], time.time())
+        return self._accepted(submitted.id, WORDS[State.QUEUED], time.time())
 
     def _accepted(self, id: bytes, status: str, submitted_at: float) -> Reply:
         handle = self._handles.handle(id)
@@ -167,11 +167,11 @@ class OriginalApi:
 
     def _authorized(self, request: BaseRequest, target: bytes, prefix: bytes) -> bytes:
         """Return the id that a call may read about."""
-        allow(request, READ)
-        self._submitter.check(request)
         rest = target.partition(b"?")[0].removeprefix(prefix)
         if b"/" in rest[1:] or len(rest) < 2:
             raise UnknownPath("there is nothing of ours at this path")
+        allow(request, READ)
+        self._submitter.check(request)
         return self._handles.verify(rest[1:].decode("ascii", "replace"))
 
     def _retry_after(self, record: Record) -> bytes:
@@ -208,7 +208,7 @@ def word(record: Record) -> str:
         record.reason in _TIMEOUTS or _last_note(record).get("cause") == Reason.TIMEOUT
     ):
         return "TIMEOUT"
-    return _WORDS[record.state]
+    return WORDS[record.state]
 
 
 def failure(record: Record) -> str | None:
