@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from openhqm.errors import SettingsError, StoreUnavailable
-from openhqm.stores import sqlite_commits
+from openhqm.stores import sqlite_commits, sqlite_file
 from openhqm.stores.base import Accepted, Answer, Durability, Finish, OnLost, Options, State, Store
 from openhqm.stores.sqlite import SqliteStore
 from openhqm.stores.sqlite_file import DiskReserve
@@ -156,6 +156,40 @@ async def test_a_damaged_file_is_refused_by_name_and_left_as_it_is(
     assert contents(path.parent) == before
 
 
+async def test_an_older_schema_is_brought_forward(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(path)
+    await store.accept([record := new()])
+    await store.close()
+    step = tmp_path / "step.sql"
+    step.write_text("ALTER TABLE records ADD COLUMN tenant TEXT; UPDATE records SET tenant = 'first';")
+    monkeypatch.setattr(sqlite_file, "MIGRATIONS", (*sqlite_file.MIGRATIONS, str(step)))
+
+    store = await opened(path)
+
+    assert await store.get([record.id]) != [None]
+    await store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("SELECT tenant FROM records").fetchone() == ("first",)
+
+
+async def test_a_step_that_fails_leaves_the_schema_before_it(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await opened(path)).close()
+    step = tmp_path / "step.sql"
+    step.write_text("ALTER TABLE records ADD COLUMN tenant TEXT; UPDATE missing SET x = 1;")
+    monkeypatch.setattr(sqlite_file, "MIGRATIONS", (*sqlite_file.MIGRATIONS, str(step)))
+
+    with pytest.raises(SettingsError, match="cannot use .*no such table: missing"):
+        await opened(path)
+
+    monkeypatch.undo()
+    await (await opened(path)).close()
+
+
 async def test_a_folder_that_cannot_be_made_is_a_settings_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
 
@@ -256,6 +290,18 @@ async def test_what_is_asked_in_one_tick_is_one_transaction(path: Path) -> None:
     await asyncio.gather(*(store.accept([new()]) for _ in range(50)))
 
     assert statements.count("COMMIT") == 1
+    await store.close()
+
+
+async def test_many_large_bodies_are_written_in_several_transactions(path: Path) -> None:
+    store = await opened(path)
+    records = [new(body=os.urandom(200_000)) for _ in range(200)]
+
+    results = await store.accept(records)
+
+    assert results == [Accepted(record.id) for record in records]
+    assert [lease.body for lease in await take(store, 200)] == [record.body for record in records]
+    await audit(store, Options())
     await store.close()
 
 

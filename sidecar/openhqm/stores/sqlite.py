@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from openhqm.stores.base import (
     Durability,
     Existing,
     Extension,
+    Finish,
     Lane,
     Lease,
     NewRecord,
@@ -49,7 +50,7 @@ from openhqm.stores.base import (
 )
 from openhqm.stores.blobs import FileBlobs, Garbage, record_of
 from openhqm.stores.clock import AnchoredClock, Clock
-from openhqm.stores.sqlite_commits import GroupCommit
+from openhqm.stores.sqlite_commits import MOST_WEIGHT, GroupCommit
 from openhqm.stores.sqlite_ledger import LANES, Ledger
 from openhqm.stores.sqlite_reader import Reader
 from openhqm.stores.waiting import Bell, Listener, Watchers, lease_when_ready
@@ -59,8 +60,14 @@ DELETIONS_PER_CHANGE = 10
 _CHUNK = 256
 """Records that one operation of a sweep handles, so that others get their turn."""
 
+WEIGHT_BYTES = 32 * 1024
+"""Bytes of a body that hold up the loop about as long as a record does."""
+
 Result = TypeVar("Result")
+Item = TypeVar("Item")
+# Inside the class `list` is the method.
 Changes = list[Change]
+Results = list[Result]
 
 
 class SqliteStore:
@@ -135,10 +142,14 @@ class SqliteStore:
     def _connect(self) -> None:
         file.check(self._path)
         connection = file.connect(self._path, self._synchronous)
-        file.migrate(connection, self._path)
+        try:
+            file.migrate(connection, self._path)
+            self._ledger = Ledger(connection, self._options, self._clock, self._garbage, self._told)
+            self._commits = GroupCommit(connection, self._ledger, self._path)
+        except BaseException:
+            connection.close()
+            raise
         self._disk = file.DiskReserve(self._path.parent)
-        self._ledger = Ledger(connection, self._options, self._clock, self._garbage, self._told)
-        self._commits = GroupCommit(connection, self._ledger, self._path)
         self._reader = Reader(file.connect_reader(self._path), self._clock)
         # Listing may read through the whole file; it has its own connection and its own thread.
         self._lister = Reader(file.connect_reader(self._path), self._clock)
@@ -171,7 +182,7 @@ class SqliteStore:
         self._check_open()
         if not self._disk.has_room():
             raise StoreUnavailable("the disk is full up to the room reserved for answers")
-        return await self._write(lambda: self._ledger.accept(records), len(records))
+        return await self._write_in_turns(self._ledger.accept, records, _weight_of_record)
 
     async def lease(
         self, limit: int, *, lease_seconds: float, wait_seconds: float, lane: Lane = Lane.REQUESTS
@@ -200,7 +211,9 @@ class SqliteStore:
         """Release leases that were committed for a caller who is gone."""
         if asked.exception() is None and self._is_open:
             releases = [Release(lease.id, lease.epoch) for lease in asked.result()]
-            self._commits.submit(lambda: self._ledger.settle(releases), len(releases))
+            given_back = self._commits.submit(lambda: self._ledger.settle(releases), len(releases))
+            # Nobody waits for it, and if it fails the leases run out by themselves.
+            given_back.add_done_callback(asyncio.Future.exception)
 
     async def extend(
         self, leases: Sequence[tuple[bytes, int]], *, lease_seconds: float
@@ -208,7 +221,7 @@ class SqliteStore:
         return await self._write(lambda: self._ledger.extend(leases, lease_seconds), len(leases))
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
-        return await self._write(lambda: self._ledger.settle(settlements), len(settlements))
+        return await self._write_in_turns(self._ledger.settle, settlements, _weight_of_settlement)
 
     async def cancel(self, id: bytes) -> Record | None:
         await self._write(lambda: self._ledger.cancel(id))
@@ -282,6 +295,21 @@ class SqliteStore:
         await self._garbage.collect()
         return result
 
+    async def _write_in_turns(
+        self,
+        operation: Callable[[Sequence[Item]], Results[Result]],
+        items: Sequence[Item],
+        weigh: Callable[[Item], int],
+    ) -> Sequence[Result]:
+        """Do *items* in as many transactions as their weight needs; nearly always one."""
+        weights = [weigh(item) for item in items]
+        if sum(weights) <= MOST_WEIGHT:
+            return await self._write(partial(operation, items), sum(weights))
+        results: Results[Result] = []
+        for start, end in _turns(weights):
+            results += await self._write(partial(operation, items[start:end]), sum(weights[start:end]))
+        return results
+
     def _told(self, changes: Sequence[Change], lanes: Iterable[int]) -> None:
         self._watchers.tell(changes)
         for lane in lanes:
@@ -293,3 +321,23 @@ class SqliteStore:
     def _check_open(self) -> None:
         if not self._is_open:
             raise StoreUnavailable("the store is closed")
+
+
+def _weight_of_record(record: NewRecord) -> int:
+    return 1 + (len(record.body) // WEIGHT_BYTES if isinstance(record.body, bytes) else 0)
+
+
+def _weight_of_settlement(settlement: Settlement) -> int:
+    answer = settlement.answer if isinstance(settlement, Finish) else None
+    return 1 + (len(answer.body) // WEIGHT_BYTES if answer and isinstance(answer.body, bytes) else 0)
+
+
+def _turns(weights: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Split into runs (start, end) of at most `MOST_WEIGHT`, or of one item that alone weighs more."""
+    start = weight = 0
+    for index, each in enumerate(weights):
+        if weight and weight + each > MOST_WEIGHT:
+            yield start, index
+            start, weight = index, 0
+        weight += each
+    yield start, len(weights)

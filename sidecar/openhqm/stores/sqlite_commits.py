@@ -31,7 +31,8 @@ from openhqm.errors import StoreUnavailable
 Result = TypeVar("Result")
 
 MOST_WEIGHT = 512
-"""Records in one transaction, so that applying a batch holds up the loop for milliseconds only."""
+"""Records, or large pieces of bodies, in one transaction: applying it holds up the loop for
+milliseconds only, and its pages stay in memory until COMMIT."""
 
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 _PAGE_BYTES = 4096

@@ -163,6 +163,9 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
+    except sqlite3.OperationalError:
+        # The disk or its rights, not the file.
+        raise
     except sqlite3.DatabaseError as exc:
         raise _damaged(path, str(exc)) from exc
 
