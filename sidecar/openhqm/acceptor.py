@@ -90,6 +90,19 @@ class Acceptor:
         except BadRequest as exc:
             raise BadRequest(f"OpenHQM-Callback: {exc}") from exc
 
+    async def check_room(self, size: int) -> None:
+        """Ask whether a body of *size* bytes would be admitted, before it is read; `accept` decides.
+
+        Raises:
+            BacklogFull, StoreUnavailable: it would not be.
+        """
+        queue = self._settings.queue
+        counts = await self._store.counts()
+        if counts.backlog >= queue.max_backlog:
+            raise _refusal(Refusal.BACKLOG_FULL, self._drain_rate)
+        if counts.bytes + size > queue.max_bytes:
+            raise _refusal(Refusal.BYTES_FULL, self._drain_rate)
+
     async def accept(
         self,
         id: bytes,

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import hmac
 import os
+import struct
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -35,23 +36,20 @@ class IdMint:
     def __init__(self, clock_ns: Callable[[], int] = time.time_ns) -> None:
         self._clock_ns = clock_ns
         self._last = 0
-        self._pool = b""
-        self._used = 0
+        self._tails: list[int] = []
 
     def __call__(self) -> bytes:
         """Return a new id."""
-        ticks = (self._clock_ns() // 1_000_000) << 12
-        self._last = max(ticks, self._last + 1)
-        head = (self._last >> 12) << 16 | 0x7000 | self._last & 0xFFF
-        return head.to_bytes(8, "big") + self._random_tail()
+        self._last = max(self._clock_ns() // 1_000_000 << 12, self._last + 1)
+        head = self._last >> 12 << 16 | 0x7000 | self._last & 0xFFF
+        return (head << 64 | self._tail()).to_bytes(16, "big")
 
-    def _random_tail(self) -> bytes:
-        if self._used == len(self._pool):
+    def _tail(self) -> int:
+        """Return the variant and 62 random bits."""
+        if not self._tails:
             # One system call for many ids: urandom costs more than the rest of an id.
-            self._pool, self._used = os.urandom(8 * _POOL_IDS), 0
-        start = self._used
-        self._used = start + 8
-        return bytes((self._pool[start] & 0x3F | 0x80,)) + self._pool[start + 1 : start + 8]
+            self._tails = list(struct.unpack(f">{_POOL_IDS}Q", os.urandom(8 * _POOL_IDS)))
+        return 1 << 63 | self._tails.pop() >> 2
 
 
 class Handles:

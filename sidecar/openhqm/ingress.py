@@ -175,7 +175,10 @@ class Ingress:
         control = read_control(inbound.pairs)
         id = self._acceptor.new_id()
         callback = self._acceptor.callback(id, control)
-        if expects_continue(inbound.request):
+        awaits = expects_continue(inbound.request)
+        if self._is_large(inbound):
+            await self._acceptor.check_room(inbound.declared or 0)
+        if awaits:
             await send_continue(inbound.request)
         scope = self._idempotency_scope(inbound, control)
         received = await read_body(
@@ -193,6 +196,11 @@ class Ingress:
         return await self._acceptor.answer(
             in_force, control, decision, existing=in_force != id, to_head=inbound.method == b"HEAD"
         )
+
+    def _is_large(self, inbound: Inbound) -> bool:
+        """Whether reading the body before it is judged would be a waste: still on its way, and not small."""
+        small = inbound.declared is not None and inbound.declared <= self._limits.inline_bytes
+        return not small and not inbound.request.content.is_eof()
 
     def _envelope(self, inbound: Inbound, decision: Decision, size: int) -> Envelope:
         head = request_head(

@@ -424,6 +424,16 @@ async def test_a_full_backlog_means_503_until_there_is_room(options):
         assert [event.reason for event in port.events if event.what is Happening.REFUSED] == ["backlog-full"]
 
 
+@pytest.mark.parametrize("queue", [{"max_backlog": 1}, {"max_bytes": 1_000_000}])
+async def test_without_room_a_large_body_is_refused_before_it_is_read(queue):
+    async with intercepting(queue=queue) as port:
+        await port.send(post(b"/1", b"x"))
+        got = await port.send(get(b"/2", b"Expect: 100-continue", b"Content-Length: 1000000", method=b"POST"))
+
+        assert (got.status, got[b"openhqm-error"], got[b"connection"]) == (503, b"backlog-full", b"close")
+        assert got.interim == []
+
+
 async def test_a_client_that_leaves_while_it_waits_loses_nothing():
     async with intercepting(routes=[{"action": "queue", "wait_seconds": 60}]) as port:
         connection = await port.connect()
