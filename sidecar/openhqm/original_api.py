@@ -35,7 +35,7 @@ from openhqm.results import READ, allow, held, rfc3339
 from openhqm.retry import Reason
 from openhqm.stores.base import Answer, Blobs, Record, State, Store
 from openhqm.submit import Submitter
-from openhqm.submit_models import Original, read_json
+from openhqm.submit_models import Original, Submission, read_json
 from openhqm.views import answer_parts
 from openhqm.waiters import Waiters
 
@@ -100,13 +100,16 @@ class OriginalApi:
         """Store a payload for the app or for a handler."""
         allow(request, ("POST",))
         caller = self._submitter.check(request)
-        body = read_json(await self._submitter.receive(request), Original)
-        submission = body.submission(has_app=self._submitter.has_app, operations=self._submitter.handlers)
+        submission = await self._submitter.receive(request, self._understand)
         submitted = await self._submitter.submit(request, caller, submission)
         if submitted.existing:
             record = held(await self._waiters.read(submitted.id))
             return self._accepted(record.id, word(record), record.accepted_at)
         return self._accepted(submitted.id, WORDS[State.QUEUED], time.time())
+
+    def _understand(self, data: bytes) -> Submission:
+        submitter = self._submitter
+        return read_json(data, Original).submission(has_app=submitter.has_app, operations=submitter.handlers)
 
     def _accepted(self, id: bytes, status: str, submitted_at: float) -> Reply:
         handle = self._handles.handle(id)

@@ -256,6 +256,14 @@ class IngressSettings(Area):
         True, description="Add X-Forwarded-For/-Proto/-Host and Via to replayed requests."
     )
 
+    @field_validator("api_keys")
+    @classmethod
+    def _can_be_sent(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        # An empty key, as of a variable nobody set, would let everyone in who sends an empty header.
+        if not all(re.fullmatch(r"[!-~]([ -~]*[!-~])?", key.get_secret_value()) for key in value):
+            raise ValueError("every key must be printable ASCII without blanks around it, and not empty")
+        return value
+
 
 class EgressSettings(Area):
     """How requests are replayed."""

@@ -12,7 +12,8 @@ no harm, of others nobody knows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 
 from aiohttp import hdrs
@@ -36,6 +37,8 @@ from openhqm.submit_models import APP, HANDLER, Explicit, Submission, read_json
 
 PATH = b"/v1/requests"
 """Of `SubmitPage`, below the reserved prefix."""
+SMALL_BYTES = 256 * 1024
+"""More JSON than this is read in a thread: everyone else's requests do not wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,14 @@ class Submitter:
         """
         return self._keys.check(request.raw_headers)
 
-    async def receive(self, request: BaseRequest) -> bytes:
-        """Read the body of a call; what is refused is refused unread.
+    async def receive(self, request: BaseRequest, understand: Callable[[bytes], Submission]) -> Submission:
+        """Read what a call submits; what is refused for its head is refused unread.
+
+        Args:
+            understand: makes sense of the body; may run in a thread.
 
         Raises:
-            Draining, BodyTooLarge, ExpectationFailed, and what `read_body` raises.
+            Draining, BodyTooLarge, ExpectationFailed, and what `read_body` and *understand* raise.
         """
         if not self._accepting:
             raise Draining("this process is about to exit; the next try meets another one")
@@ -109,7 +115,9 @@ class Submitter:
         whole = replace(self._limits, inline_bytes=self._limits.max_bytes)
         received = await read_body(request, self._store.blobs, b"", whole, declared=declared, hashed=False)
         assert isinstance(received.body, bytes)
-        return received.body
+        if received.size <= SMALL_BYTES:
+            return understand(received.body)
+        return await asyncio.to_thread(understand, received.body)
 
     async def submit(self, request: BaseRequest, caller: Caller, submission: Submission) -> Submitted:
         """Commit a submission.
@@ -215,8 +223,10 @@ class SubmitPage:
         """Store what the body describes; answer as for an intercepted request."""
         allow(request, ("POST",))
         caller = self._submitter.check(request)
-        data = await self._submitter.receive(request)
-        submitted = await self._submitter.submit(request, caller, read_json(data, Explicit).submission())
+        submission = await self._submitter.receive(
+            request, lambda data: read_json(data, Explicit).submission()
+        )
+        submitted = await self._submitter.submit(request, caller, submission)
         return await self._acceptor.answer(
             submitted.id, submitted.control, submitted.decision, existing=submitted.existing
         )

@@ -15,6 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -97,12 +98,15 @@ def _read_headers(value: Any) -> tuple[Pair, ...]:
         return ()
     if not isinstance(value, dict):
         raise ValueError("must be an object of strings or lists of strings")
-    return tuple(
+    pairs = tuple(
         (name.encode(), _header_value(name, item))
         for name, given in value.items()
         for item in (given if isinstance(given, list) else [given])
         if _is_header_name(name)
     )
+    if sum(name.lower() == b"host" for name, _ in pairs) > 1:
+        raise ValueError("Host must be given once")
+    return pairs
 
 
 def _is_header_name(name: str) -> bool:
@@ -327,13 +331,15 @@ def operand(operation: str, payload: Any) -> Any:
 def write_json(value: Any) -> bytes | None:
     """Return *value* as a JSON body; None, and so no body, for null.
 
-    Not orjson: integers of any size must come out as they went in.
-
     Raises:
         BadRequest: JSON in UTF-8 cannot say it (a lone surrogate).
     """
     if value is None:
         return None
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        pass  # integers beyond 64 bits, which must come out as they went in, or very deep nesting
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except ValueError as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import threading
 from typing import Any
 
@@ -185,6 +186,7 @@ async def test_wishes_may_be_headers_of_the_call():
         (b'{"path": "/a", "headers": {"X": 1}}', "headers: X must be a string or a list of strings"),
         (b'{"path": "/a", "headers": {"X": "a\\r\\nB: c"}}', "headers: X has a control character"),
         (b'{"path": "/a", "headers": {"X": " a"}}', "headers: X has a control character, or blanks"),
+        (b'{"path": "/a", "headers": {"Host": "a", "host": "b"}}', "headers: Host must be given once"),
         (b'{"path": "/a", "headers": {"X:": "a"}}', "headers: names are letters"),
         (b'{"path": "/a", "headers": {"X_Y": "a"}}', "headers: names are letters"),
         (b'{"path": "/a", "headers": {"content-length": "3"}}', "headers: content-length belongs to the"),
@@ -255,6 +257,15 @@ async def test_a_large_body_is_kept_beside_the_record_and_one_too_large_is_refus
         assert b"".join([chunk async for chunk in port.store.blobs.read(body)]) == b"x" * 1001
 
         assert (await submit(port, {"path": "/a", "body": "x" * 4096}, BEARER)).status == 413
+
+
+async def test_a_large_payload_comes_through_whole():
+    payload = {"numbers": list(range(100_000)), "id": 2**80}
+    async with intercepting(None) as port:
+        await port.send(post(b"/api/v1/submit", json.dumps({"payload": payload}).encode()))
+        ((_, body),) = await port.stored()
+        assert isinstance(body, BlobRef)
+        assert json.loads(b"".join([chunk async for chunk in port.store.blobs.read(body)])) == payload
 
 
 async def test_a_client_that_waits_with_its_body_is_told_to_go_on_only_when_admitted():
@@ -378,6 +389,12 @@ async def test_who_holds_a_handle_needs_no_key_at_the_reserved_prefix():
 async def test_beside_an_app_the_submit_api_starts_only_with_keys():
     with pytest.raises(ValidationError, match=r"ingress\.submit_api beside app\.url needs ingress\.api_keys"):
         Settings.model_validate({"app": {"url": "http://127.0.0.1:9"}, "ingress": {"submit_api": True}})
+
+
+@pytest.mark.parametrize("key", ["", " ", "k\u00e9y", "a\nb"])
+async def test_keys_that_nobody_could_send_or_everybody_could_are_refused_at_start(key):
+    with pytest.raises(ValidationError, match="every key must be printable ASCII"):
+        Settings.model_validate({"ingress": {"api_keys": [key]}})
 
 
 @pytest.mark.parametrize(("keys", "status"), [([], 401), ([KEY], 202)])
