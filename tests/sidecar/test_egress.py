@@ -368,11 +368,11 @@ async def test_lost_lease_drops_the_result():
         theirs = Finish(id, bench.app.calls[0][2], State.DONE, Answer(b"theirs"))
         await bench.store.settle([theirs])
         await asyncio.sleep(bench.settings.egress.lease_seconds / 3)
+        assert bench.app.interrupted == 1
+        assert bench.told()[-1] is Happening.LEASE_LOST
         record = await bench.record(id)
 
     assert record.answer == Answer(b"theirs")
-    assert bench.app.interrupted == 1
-    assert bench.told()[-1] is Happening.LEASE_LOST
 
 
 @in_virtual_time
@@ -623,7 +623,31 @@ async def test_lease_interrupted_before_its_slot_turned_to_it_is_not_sent():
         record = await bench.final(await bench.accept())
 
     assert (record.state, record.attempts, len(bench.app.calls)) == (State.DONE, 1, 1)
-    assert record.claims == 0
+    assert (record.claims, record.epoch) == (0, 2)
+
+
+@in_virtual_time
+async def test_kill_wins_over_a_cancellation_of_the_same_moment():
+    bench = Bench(500.0)
+    await bench.store.open()
+    running = asyncio.create_task(bench.egress.run())
+    id = await bench.accept()
+    await asyncio.sleep(1.0)
+    extend = bench.store.extend
+
+    async def extend_and_kill(leases, **more):
+        running.cancel()
+        return await extend(leases, **more)
+
+    bench.store.extend = extend_and_kill
+    await bench.store.cancel(id)
+    bench.egress.renew_soon()
+
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+    assert bench.app.interrupted == 1
+    assert (await bench.record(id)).state is State.RUNNING
 
 
 def test_attempt_note_is_short_and_holds_no_zeroes():

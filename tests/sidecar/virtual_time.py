@@ -11,12 +11,15 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any
 
+START = 1000.0
+LATEST = START + 86_400.0
+
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Time is what `time` says it is."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = START
         super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
@@ -32,6 +35,8 @@ class _JumpingSelector(selectors.DefaultSelector):
         if timeout is None:
             raise AssertionError("the test waits for something that will never happen")
         self._loop.now += timeout
+        if self._loop.now > LATEST:
+            raise AssertionError("the test waits for something that does not happen in a day")
         return super().select(0)
 
 
