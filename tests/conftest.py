@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from tests.services import BINARIES, RedisServer, binary
 
+# The store contract asserts in modules that pytest does not collect.
+pytest.register_assert_rewrite("tests.conformance")
+
 
 @pytest.fixture(scope="module", params=sorted(BINARIES))
 def redis_process(

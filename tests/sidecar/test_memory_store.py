@@ -3,14 +3,11 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.conformance.store_case import LONG_SECONDS, SkippingClock, StoreCase, new
+from tests.conformance.store_contract import StoreContract
 
 from openhqm.stores.base import Durability, Finish, Options, State, Store
 from openhqm.stores.memory import MemoryStore
-
-pytest.register_assert_rewrite("tests.conformance.store_contract", "tests.conformance.store_model")
-
-from tests.conformance.store_case import LONG_SECONDS, SkippingClock, StoreCase, new  # noqa: E402
-from tests.conformance.store_contract import StoreContract  # noqa: E402
 
 
 class MemoryCase:

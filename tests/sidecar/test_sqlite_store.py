@@ -11,16 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from openhqm.errors import SettingsError, StoreUnavailable
-from openhqm.stores import sqlite_commits, sqlite_file
-from openhqm.stores.base import Accepted, Answer, Durability, Finish, OnLost, Options, State, Store
-from openhqm.stores.sqlite import SqliteStore
-from openhqm.stores.sqlite_file import DiskReserve
-
-pytest.register_assert_rewrite("tests.conformance.store_contract", "tests.conformance.store_model")
-
-from tests.conformance.store_case import (  # noqa: E402
+from tests.conformance.store_case import (
     SkippingClock,
     StoreCase,
     audit,
@@ -29,7 +20,13 @@ from tests.conformance.store_case import (  # noqa: E402
     take,
     take_one,
 )
-from tests.conformance.store_contract import StoreContract  # noqa: E402
+from tests.conformance.store_contract import StoreContract
+
+from openhqm.errors import SettingsError, StoreUnavailable
+from openhqm.stores import sqlite_commits, sqlite_file
+from openhqm.stores.base import Accepted, Answer, Durability, Finish, OnLost, Options, State, Store
+from openhqm.stores.sqlite import SqliteStore
+from openhqm.stores.sqlite_file import DiskReserve
 
 
 class SqliteCase:
@@ -183,7 +180,7 @@ async def test_a_step_that_fails_leaves_the_schema_before_it(
     step.write_text("ALTER TABLE records ADD COLUMN tenant TEXT; UPDATE missing SET x = 1;")
     monkeypatch.setattr(sqlite_file, "MIGRATIONS", (*sqlite_file.MIGRATIONS, str(step)))
 
-    with pytest.raises(SettingsError, match="cannot use .*no such table: missing"):
+    with pytest.raises(SettingsError, match=r"cannot use .*no such table: missing"):
         await opened(path)
 
     monkeypatch.undo()
