@@ -190,7 +190,7 @@ class RedisStore:
         for batch in _batches(new, _request_bytes):
             args: list[Argument] = [argv]
             for record in batch:
-                args += (records.pack_new(record), records.pack_content(record.envelope, record.body))
+                args += records.pack_new(record, self._options.answer_reserve_bytes)
             replies = await self._run("accept", args)
             results += [_admission(record, reply) for record, reply in zip(batch, replies, strict=True)]
         return results

@@ -40,16 +40,19 @@ LANE_CODES = {lane: code for code, lane in enumerate(LANES)}
 ID_BYTES = 16
 
 # Flags, as in common.lua.
-_CANCEL_REQUESTED, _CALLBACK, _OWNS_REQUEST_BLOB, _KEYED, _SCOPED = 1, 2, 4, 256, 1024
+_CANCEL_REQUESTED, _CALLBACK, _OWNS_REQUEST_BLOB = 1, 2, 4
+_REQUEST, _KEYED, _SCOPED = 128, 256, 1024
 _NO_ANSWER, _INLINE, _BLOB = 0, 1, 2
 _FINISH, _RETRY, _RELEASE = 0, 1, 2
 
 _NO_STRINGS_BYTES = 5
 """Length of key, scope, parent and replay_of when a record has none of them."""
 
-_META = struct.Struct(">BHIIIddddddddBBBId")
-_FIXED = struct.Struct(">BBBId")
-_ACCEPT = struct.Struct(">16sHdddd")
+# HEAD, PLACE and TERMS of common.lua; a record is born with the head less its ready_at.
+_META = struct.Struct(">BHIIIddddddBddBBId")
+_BIRTH = struct.Struct(">BHIIIdddd")
+_TERMS = struct.Struct(">BBId")
+_ACCEPT = struct.Struct(">16sHddddBd")
 _SETTLE = struct.Struct(">16sIBBBBdd")
 _NUMBER = struct.Struct(">d")
 _LENGTH = struct.Struct(">I")
@@ -90,42 +93,52 @@ def _short(value: bytes | None) -> bytes:
     return b"\0" if value is None else bytes((len(value),)) + value
 
 
-def pack_new(record: NewRecord) -> bytes:
-    """The header `accept.lua` reads; the request itself is packed by `pack_content`."""
-    flags = 0
-    fingerprint = scope = blob = b"\0"
-    key = b"\0\0"
-    callback = b"\0\0\0\0"
-    if record.key is not None:
-        flags |= _KEYED
-        key = len(record.key).to_bytes(2) + record.key
-    if record.idempotency is not None:
-        flags |= _SCOPED
-        scope = _short(record.idempotency.scope)
-        fingerprint = _short(record.idempotency.fingerprint)
-    if record.callback is not None:
-        flags |= _CALLBACK
-        packed = pack_content(record.callback, b"")
-        callback = _LENGTH.pack(len(packed)) + packed
-    if isinstance(record.body, BlobRef):
-        flags |= _OWNS_REQUEST_BLOB
-        blob = _short(record.body.name.encode())
-    times = _ACCEPT.pack(
+def pack_new(record: NewRecord, reserve_bytes: int) -> tuple[bytes, bytes, bytes]:
+    """Header, request and extras for `accept.lua`."""
+    flags, extras = _pack_extras(record)
+    size = len(record.envelope) + body_bytes(record.body)
+    fixed = _ACCEPT.pack(
         record.id,
         flags,
         max(record.delay_seconds, 0.0),
         record.not_before or 0.0,
         max(record.max_age_seconds, 0.0),
         record.deadline or 0.0,
-    )
-    fixed = _FIXED.pack(
-        0,
         record.priority,
-        0 if record.on_lost is OnLost.REPEAT else 1,
-        record.max_claims,
-        len(record.envelope) + body_bytes(record.body),
+        size,
     )
-    return b"".join((times, fingerprint, blob, callback, fixed, key, scope, b"\0", _short(record.replay_of)))
+    birth = _BIRTH.pack(0, flags | _REQUEST, 0, 0, 0, 0.0, 0.0, 0.0, size + reserve_bytes)
+    repeat = 0 if record.on_lost is OnLost.REPEAT else 1
+    terms = _TERMS.pack(record.priority, repeat, record.max_claims, size)
+    header = b"%b%b%b%b" % (fixed, birth, terms, _pack_strings(record))
+    return header, pack_content(record.envelope, record.body), extras
+
+
+def _pack_strings(record: NewRecord) -> bytes:
+    """key, scope, parent and replay_of."""
+    if record.key is None and record.idempotency is None and record.replay_of is None:
+        return bytes(_NO_STRINGS_BYTES)
+    key = record.key or b""
+    scope = None if record.idempotency is None else record.idempotency.scope
+    return b"%b%b%b\0%b" % (len(key).to_bytes(2), key, _short(scope), _short(record.replay_of))
+
+
+def _pack_extras(record: NewRecord) -> tuple[int, bytes]:
+    """Flags, and what most records do not have."""
+    flags = 0 if record.key is None else _KEYED
+    if record.idempotency is None and record.callback is None and isinstance(record.body, bytes):
+        return flags, b""
+    fingerprint, blob, callback = None, None, b""
+    if record.idempotency is not None:
+        flags |= _SCOPED
+        fingerprint = record.idempotency.fingerprint
+    if record.callback is not None:
+        flags |= _CALLBACK
+        callback = pack_content(record.callback, b"")
+    if isinstance(record.body, BlobRef):
+        flags |= _OWNS_REQUEST_BLOB
+        blob = record.body.name.encode()
+    return flags, b"%b%b%b%b" % (_short(fingerprint), _short(blob), _LENGTH.pack(len(callback)), callback)
 
 
 def pack_settlement(settlement: Settlement) -> tuple[bytes, bytes]:
@@ -200,7 +213,7 @@ def unpack_lease(id: bytes, meta: bytes, content: bytes, leased_at: float) -> Le
     """A lease from the record as the lease made it."""
     values = _META.unpack_from(meta)
     _, flags, epoch, attempts, claims = values[:5]
-    accepted_at, deadline, _, priority = values[11:15]
+    deadline, _, _, accepted_at, priority = values[10:15]
     key, parent, _, _ = _strings(meta)
     envelope, body = unpack_content(content)
     return Lease(
@@ -224,15 +237,15 @@ def unpack_record(
         epoch,
         attempts,
         claims,
-        ready_at,
         started_at,
         finished_at,
         expires_at,
         _held,
-        _seq,
-        accepted_at,
+        ready_at,
         deadline,
         lane,
+        _seq,
+        accepted_at,
         priority,
         *_,
     ) = _META.unpack_from(meta)

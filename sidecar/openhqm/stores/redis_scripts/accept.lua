@@ -1,36 +1,39 @@
--- Commit new records. ARGV[2..]: per record a header and its request.
--- header: id, flags, delay, not_before, max_age, deadline, fingerprint, blob name, callback, rest
+-- Commit new records. ARGV[2..]: per record a header, its request, and what few records have.
+-- header: id, flags, delay, not_before, max_age, deadline, priority, request bytes, HEAD, tail
+-- extras: "" or fingerprint, blob name, callback
 -- Reply: per record "" for accepted, 16 bytes of id for an existing one, or the slug of a refusal.
+
+local HEADER, HEADER_SIZE, BIRTH_SIZE = '>c16I2ddddBd', 59, 47
 
 local figures = call('HMGET', P .. 'counts', 'requests.queued', 'requests.running', 'requests.retrying', 'bytes')
 local backlog = (tonumber(figures[1]) or 0) + (tonumber(figures[2]) or 0) + (tonumber(figures[3]) or 0)
 local bytes = tonumber(figures[4]) or 0
-local first_backlog = backlog
-local seq = next_seq((#ARGV - 1) / 2)
+local seq = next_seq((#ARGV - 1) / 3)
 
 local metas = {}
-for i = 2, #ARGV, 2 do metas[#metas + 1] = P .. 'm:' .. sub(ARGV[i], 1, 16) end
+for i = 2, #ARGV, 3 do metas[#metas + 1] = P .. 'm:' .. sub(ARGV[i], 1, 16) end
 local none_held = call('EXISTS', unpack(metas)) == 0
 
+local seen = {}
 local function is_held(id)
-  return records[id] or (not none_held and call('EXISTS', P .. 'm:' .. id) == 1)
+  return seen[id] or (not none_held and call('EXISTS', P .. 'm:' .. id) == 1)
 end
 
--- Who holds the scope of *rest*, and with which fingerprint.
+-- Who holds a scope, and with which fingerprint.
 local scopes = {}
 local function holder(scope)
   return scopes[scope] or call('GET', P .. 'x:' .. scope)
 end
 
-local function accept(header, request)
-  local id, flags, delay, not_before, max_age, deadline, fingerprint, blob, callback, at =
-    unpack_('>c16I2ddddBc0Bc0I4c0', header)
+local function accept(header, request, extras)
+  local id, flags, delay, not_before, max_age, deadline, priority, size = unpack_(HEADER, header)
   if is_held(id) then return '' end
-  local rest = sub(header, at)
-  local lane, priority, _, max_claims, size = unpack_('>' .. FIXED, rest)
+  local tail = sub(header, HEADER_SIZE + BIRTH_SIZE + 1)
+  local fingerprint, blob, callback = '', '', ''
+  if extras ~= '' then fingerprint, blob, callback = unpack_('>Bc0Bc0I4c0', extras) end
   local scope
-  if band(flags, SCOPED) ~= 0 then
-    local _, found = unpack_(STRINGS, rest, STRINGS_AT)
+  if fingerprint ~= '' then
+    local _, found = unpack_(STRINGS, tail, STRINGS_AT - TERMS_AT + 1)
     scope = found
     local held = holder(scope)
     if held then return sub(held, 17) == fingerprint and sub(held, 1, 16) or 'idempotency-mismatch' end
@@ -40,15 +43,16 @@ local function accept(header, request)
   if blob ~= '' and not keep_blob(blob) then return 'blob-gone' end
   if scope then
     scopes[scope] = id .. fingerprint
-    put('x:' .. scope, id .. fingerprint)
+    put('x:' .. scope, scopes[scope])
   end
   if max_age > 0 and (deadline == 0 or NOW + max_age < deadline) then deadline = NOW + max_age end
   local ready_at = NOW + delay
   if not_before > ready_at then ready_at = not_before end
-  local r = create(id, flags, ready_at, deadline, seq, lane, priority, size, rest)
-  r.max_claims = max_claims
+  local head = sub(header, HEADER_SIZE + 1, HEADER_SIZE + BIRTH_SIZE)
+  create(id, head, flags, ready_at, deadline, REQUESTS, seq, priority, size, tail)
   put('q:' .. id, request)
   if callback ~= '' then put('c:' .. id, callback) end
+  seen[id] = true
   seq = seq + 1
   backlog = backlog + 1
   bytes = bytes + size + RESERVE
@@ -56,8 +60,6 @@ local function accept(header, request)
 end
 
 local replies = {}
-for i = 2, #ARGV, 2 do replies[#replies + 1] = accept(ARGV[i], ARGV[i + 1]) end
-count(REQUESTS, 'accepted', backlog - first_backlog)
-count(REQUESTS, 'queued', backlog - first_backlog)
+for i = 2, #ARGV, 3 do replies[#replies + 1] = accept(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
 commit()
 return replies

@@ -43,16 +43,16 @@ local CANCEL_REQUESTED, CALLBACK, OWNS_REQUEST_BLOB, OWNS_ANSWER_BLOB = 1, 2, 4,
 local ANSWER, REPLAYED, NOTED, REQUEST = 16, 32, 64, 128
 local KEYED, BLOCKED, SCOPED = 256, 512, 1024
 
--- HEAD changes: state, flags, epoch, attempts, claims, ready_at, started_at, finished_at,
--- expires_at, bytes held, seq, accepted_at, deadline (0: none). FIXED never does: lane, priority,
--- on_lost, max_claims, request bytes. Then: key, scope, parent, replay_of, each with its length.
--- The reason of a final record is the rest.
-local HEAD = '>BI2I4I4I4dddddddd'
-local HEAD_SIZE = 79
-local FIXED = 'BBBI4d'
-local RECORD = HEAD .. FIXED
-local STRINGS = '>I2c0Bc0Bc0Bc0'
-local STRINGS_AT = 16
+-- A record's meta is HEAD, PLACE, TERMS and strings. HEAD changes: state, flags, epoch, attempts,
+-- claims, started_at, finished_at, expires_at, bytes held, ready_at. The rest is written once.
+-- PLACE: deadline (0: none), lane, seq, accepted_at. TERMS: priority, on_lost, max_claims, request
+-- bytes. The strings: key, scope, parent, replay_of, each with its length; then the reason of a
+-- final record.
+local HEAD = '>BI2I4I4I4ddddd'
+local HEAD_SIZE = 55
+local PLACE = 'dBdd'
+local TERMS, TERMS_AT = '>BBI4d', 26
+local STRINGS, STRINGS_AT = '>I2c0Bc0Bc0Bc0', 40
 
 -- Priority decides before seq: a level is wider than any seq.
 local LEVEL = 2 ^ 48
@@ -132,25 +132,39 @@ local function hold(r, bytes)
 end
 
 local function decode(id, meta)
-  local state, flags, epoch, attempts, claims, ready_at, started_at, finished_at, expires_at, held,
-    seq, accepted_at, deadline, lane, priority, on_lost, max_claims, request_bytes = unpack_(RECORD, meta)
+  local state, flags, epoch, attempts, claims, started_at, finished_at, expires_at, held, ready_at,
+    deadline, lane = unpack_(HEAD .. 'dB', meta)
   return {
     id = id, state = state, flags = flags, epoch = epoch, attempts = attempts, claims = claims,
-    ready_at = ready_at, started_at = started_at, finished_at = finished_at, expires_at = expires_at,
-    held = held, seq = seq, accepted_at = accepted_at, deadline = deadline, lane = lane,
-    priority = priority, on_lost = on_lost, max_claims = max_claims, request_bytes = request_bytes,
-    rest = sub(meta, HEAD_SIZE + 1), dirty = false,
+    started_at = started_at, finished_at = finished_at, expires_at = expires_at, held = held,
+    ready_at = ready_at, deadline = deadline, lane = lane, rest = sub(meta, HEAD_SIZE + 1), dirty = false,
   }
 end
 
 local function encode(r)
-  return pack(HEAD, r.state, r.flags, r.epoch, r.attempts, r.claims, r.ready_at, r.started_at,
-    r.finished_at, r.expires_at, r.held, r.seq, r.accepted_at, r.deadline) .. r.rest
+  return pack(HEAD, r.state, r.flags, r.epoch, r.attempts, r.claims, r.started_at, r.finished_at,
+    r.expires_at, r.held, r.ready_at) .. r.rest
+end
+
+-- deadline, lane, seq, accepted_at
+local function place(r)
+  return unpack_('>' .. PLACE, r.rest)
+end
+
+-- priority, on_lost, max_claims, request bytes
+local function terms(r)
+  return unpack_(TERMS, r.rest, TERMS_AT)
 end
 
 -- key, scope, parent, replay_of; each "" when there is none
 local function strings(r)
   return unpack_(STRINGS, r.rest, STRINGS_AT)
+end
+
+-- Score in a ready set.
+local function rank(r)
+  local _, _, seq = place(r)
+  return (9 - terms(r)) * LEVEL + seq
 end
 
 -- Read records into `records`; those not held stay nil.

@@ -46,7 +46,7 @@ if #due > 0 then
   for i = 1, #due do
     local r = records[due[i]]
     if r then
-      members[#members + 1] = (9 - r.priority) * LEVEL + r.seq
+      members[#members + 1] = rank(r)
       members[#members + 1] = r.id
     end
   end

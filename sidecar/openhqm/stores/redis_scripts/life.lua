@@ -24,16 +24,16 @@ local function keep_blob(name)
   return BLOBS_ELSEWHERE == 1 or call('PERSIST', key) == 1 or call('EXISTS', key) == 1
 end
 
--- Put a waiting record where lease finds it; its turn and its time must have come or be known.
+-- Put a record where lease finds it when its turn and its time have come.
+local function queue(id, lane, is_blocked, ready_at, deadline, score)
+  zadd('timers', deadline > 0 and deadline or NEVER, id)
+  if is_blocked then return end
+  if ready_at > NOW then zadd(DELAYED[lane], ready_at, id) else zadd(READY[lane], score, id) end
+  wake = bor(wake, 2 ^ lane)
+end
+
 local function line_up(r)
-  zadd('timers', r.deadline > 0 and r.deadline or NEVER, r.id)
-  if has(r, BLOCKED) then return end
-  if r.ready_at > NOW then
-    zadd(DELAYED[r.lane], r.ready_at, r.id)
-  else
-    zadd(READY[r.lane], (9 - r.priority) * LEVEL + r.seq, r.id)
-  end
-  wake = bor(wake, 2 ^ r.lane)
+  queue(r.id, r.lane, has(r, BLOCKED), r.ready_at, r.deadline, rank(r))
 end
 
 local function step_out(r)
@@ -61,28 +61,34 @@ local function leave_line(r)
   end
 end
 
--- A new record. *rest* is FIXED and what follows; *size* the bytes of its request.
-local function create(id, flags, ready_at, deadline, seq, lane, priority, size, rest)
-  local r = {
-    id = id, state = QUEUED, flags = bor(flags, REQUEST), epoch = 0, attempts = 0, claims = 0,
-    ready_at = ready_at, started_at = 0, finished_at = 0, expires_at = 0, held = size + RESERVE,
-    seq = seq, accepted_at = NOW, deadline = deadline, lane = lane, priority = priority,
-    request_bytes = size, rest = rest, dirty = true,
-  }
-  records[id] = r
-  dirty[#dirty + 1] = r
-  bytes_delta = bytes_delta + r.held
-  if has(r, KEYED) then
-    local line = P .. 'line:' .. strings(r)
-    call('ZADD', line, seq, id)
-    if call('ZRANGE', line, 0, 0)[1] ~= id then
-      set(r, BLOCKED)
-      count(r.lane, 'blocked', 1)
-    end
-  end
+-- HEAD of a new record, less ready_at.
+local function birth(flags, size)
+  return pack('>BI2I4I4I4dddd', QUEUED, bor(flags, REQUEST), 0, 0, 0, 0, 0, 0, size + RESERVE)
+end
+
+-- Join the line of the record's key. Returns the meta that says whether it has to wait there.
+local function join_line(id, meta, seq)
+  local r = decode(id, meta)
+  local line = P .. 'line:' .. strings(r)
+  call('ZADD', line, seq, id)
+  if call('ZRANGE', line, 0, 0)[1] == id then return meta, false end
+  set(r, BLOCKED)
+  count(r.lane, 'blocked', 1)
+  return encode(r), true
+end
+
+-- Write a new record. *head* is as of birth(), *tail* TERMS and strings; the rest is told apart
+-- because it decides where the record goes. Made of bytes, not of a table, for accept's sake.
+local function create(id, head, flags, ready_at, deadline, lane, seq, priority, size, tail)
+  local meta = head .. pack('>d' .. PLACE, ready_at, deadline, lane, seq, NOW) .. tail
+  local is_blocked = false
+  if band(flags, KEYED) ~= 0 then meta, is_blocked = join_line(id, meta, seq) end
+  put('m:' .. id, meta)
   zadd(ALL[lane], seq, id)
-  line_up(r)
-  return r
+  queue(id, lane, is_blocked, ready_at, deadline, (9 - priority) * LEVEL + seq)
+  count(lane, 'accepted', 1)
+  count(lane, 'queued', 1)
+  bytes_delta = bytes_delta + size + RESERVE
 end
 
 local function next_seq(many)
@@ -98,12 +104,10 @@ local function send_callback(r)
   local request = call('GET', P .. 'c:' .. r.id)
   local id = callback_id(r.id)
   local size = unpack_('>I4', request)
-  local rest = pack('>BBBI4d', CALLBACKS, 5, REPEAT, r.max_claims, size)
-    .. pack('>I2BBc0B', 0, 0, #r.id, r.id, 0)
-  create(id, 0, NOW, 0, next_seq(1), CALLBACKS, 5, size, rest)
+  local _, _, max_claims = terms(r)
+  local tail = pack(TERMS, 5, REPEAT, max_claims, size) .. pack('>I2BBc0B', 0, 0, #r.id, r.id, 0)
+  create(id, birth(0, size), 0, NOW, 0, CALLBACKS, next_seq(1), 5, size, tail)
   put('q:' .. id, request)
-  count(CALLBACKS, 'accepted', 1)
-  count(CALLBACKS, 'queued', 1)
 end
 
 local function move(r, state)
@@ -137,8 +141,10 @@ local function finish(r, state, reason, answer_bytes)
   if has(r, CALLBACK) then send_callback(r) end
   if state == FAILED then
     count(r.lane, 'dead', 1)
-    zadd(FAILURES[r.lane], r.seq, r.id)
-    hold(r, r.request_bytes + answer_bytes)
+    local _, _, seq = place(r)
+    local _, _, _, request_bytes = terms(r)
+    zadd(FAILURES[r.lane], seq, r.id)
+    hold(r, request_bytes + answer_bytes)
   else
     hold(r, answer_bytes)
     drop_request(r)

@@ -11,7 +11,8 @@ local reply = {'', #ids == scan and 1 or 0}
 for i = 1, #ids do
   local r = records[ids[i]]
   if r then
-    after = r.seq
+    local _, _, seq = place(r)
+    after = seq
     if band(states, 2 ^ r.state) ~= 0 then reply[#reply + 1] = describe(r, want) end
   end
   if #reply - 2 == limit then

@@ -1,31 +1,32 @@
 -- Accept dead letters anew. ARGV[2..]: per replay old id, new id, max age. Reply: per replay 1 or 0.
 
--- FIXED and the strings of *r*, less its reason, with *scope* gone and *replay_of* set.
+-- TERMS and strings of *r*, less its reason, with its scope gone and *replay_of* set.
 local function inherit(r)
   local key, _, parent = strings(r)
-  return sub(r.rest, 1, STRINGS_AT - 1)
+  return sub(r.rest, TERMS_AT, STRINGS_AT - 1)
     .. pack('>I2c0BBc0Bc0', #key, key, 0, #parent, parent, #r.id, r.id)
 end
 
+local made = {}
 local function replay(old_id, new_id, max_age)
   local old, new = load_one(old_id), load_one(new_id)
+  if made[new_id] then return made[new_id] == old_id and 1 or 0 end
   if new then
     local _, _, _, replay_of = strings(new)
     return replay_of == old_id and 1 or 0
   end
   if not old or old.state ~= FAILED or has(old, REPLAYED) then return 0 end
   local flags = band(old.flags, KEYED + CALLBACK + OWNS_REQUEST_BLOB)
-  local r = create(new_id, flags, NOW, max_age > 0 and NOW + max_age or 0, next_seq(1), old.lane, old.priority,
-    old.request_bytes, inherit(old))
-  r.max_claims = old.max_claims
+  local deadline = max_age > 0 and NOW + max_age or 0
+  local priority, _, _, size = terms(old)
+  create(new_id, birth(flags, size), flags, NOW, deadline, old.lane, next_seq(1), priority, size, inherit(old))
   put('q:' .. new_id, call('GET', P .. 'q:' .. old_id))
   if has(old, CALLBACK) then put('c:' .. new_id, call('GET', P .. 'c:' .. old_id)) end
-  count(r.lane, 'accepted', 1)
-  count(r.lane, 'replayed', 1)
-  count(r.lane, 'queued', 1)
+  made[new_id] = old_id
+  count(old.lane, 'replayed', 1)
+  count(old.lane, 'dead', -1)
   set(old, REPLAYED)
   clear(old, OWNS_REQUEST_BLOB)
-  count(old.lane, 'dead', -1)
   change(old)
   return 1
 end

@@ -3,11 +3,12 @@
 local function judge_lapsed(r)
   r.attempts = r.attempts + 1
   r.claims = r.claims + 1
-  if r.on_lost ~= REPEAT then
+  local _, on_lost, max_claims = terms(r)
+  if on_lost ~= REPEAT then
     finish(r, FAILED, 'outcome-unknown', 0)
   elseif has(r, CANCEL_REQUESTED) then
     finish(r, CANCELLED, '', 0)
-  elseif r.claims >= r.max_claims then
+  elseif r.claims >= max_claims then
     finish(r, FAILED, 'poison', 0)
   else
     wait_again(r, NOW)
