@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +118,10 @@ async def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path) -> None:
     assert contents(path.parent) == before
 
 
-async def test_a_file_of_another_application_is_refused_and_left_as_it_is(path: Path) -> None:
+@pytest.mark.parametrize("mark", [1234, 0])
+async def test_a_file_of_another_application_is_refused_and_left_as_it_is(path: Path, mark: int) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA application_id = 1234")
+        connection.execute(f"PRAGMA application_id = {mark}")
         connection.execute("CREATE TABLE precious (x)")
     before = contents(path.parent)
 
@@ -194,8 +197,25 @@ async def test_a_folder_that_cannot_be_made_is_a_settings_error(tmp_path: Path) 
         await opened(tmp_path / "file" / "openhqm.db")
 
 
-async def test_a_process_killed_while_making_the_file_leaves_one_that_opens(path: Path) -> None:
+@pytest.mark.parametrize("got_to", ["nothing", "wal-mode", "schema"])
+async def test_a_process_killed_while_making_the_file_leaves_one_that_opens(
+    path: Path, tmp_path: Path, got_to: str
+) -> None:
     path.write_bytes(b"")
+    if got_to != "nothing":
+        elsewhere = tmp_path / "made.db"
+        connection = sqlite_file.connect(elsewhere, "FULL")
+        if got_to == "schema":
+            schema = files("openhqm.stores").joinpath("sqlite_schema.sql").read_text()
+            connection.executescript(
+                f"BEGIN; {schema}; PRAGMA application_id = {sqlite_file.APPLICATION_ID};"
+                "PRAGMA user_version = 1; COMMIT"
+            )
+        # A copy of the files while they are open is what a kill leaves.
+        for suffix in ("", "-wal"):
+            if (made := elsewhere.with_name(f"made.db{suffix}")).exists():
+                shutil.copy(made, path.with_name(f"openhqm.db{suffix}"))
+        connection.close()
 
     store = await opened(path)
 

@@ -128,7 +128,8 @@ class SqliteStore:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock.acquire()
             try:
-                self._connect()
+                with file.damage_named(self._path):
+                    self._connect()
             except BaseException:
                 self._lock.release()
                 raise

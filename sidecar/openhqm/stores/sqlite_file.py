@@ -11,10 +11,10 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from openhqm.errors import SettingsError
 from openhqm.stores.blobs import fsync_folder
@@ -113,14 +113,17 @@ def check(path: Path) -> None:
         header = file.read(100)
     if len(header) < 100 or not header.startswith(_MAGIC):
         raise _damaged(path, "it is not a SQLite file")
-    _check_identity(path, int.from_bytes(header[68:72], "big"), int.from_bytes(header[60:64], "big"))
+    application_id = int.from_bytes(header[68:72], "big")
+    _check_identity(path, application_id, int.from_bytes(header[60:64], "big"))
+    if application_id == 0 and _has_tables(path):
+        raise _foreign(path)
     if path.stat().st_size <= _QUICK_CHECK_BYTES:
         _quick_check(path)
 
 
 def _check_identity(path: Path, application_id: int, version: int) -> None:
     if application_id not in (0, APPLICATION_ID):
-        raise SettingsError(f"store.url: {path} belongs to another application; name another file")
+        raise _foreign(path)
     if version > len(MIGRATIONS):
         raise SettingsError(
             f"store.url: {path} has schema version {version}, this build knows up to {len(MIGRATIONS)}; "
@@ -128,22 +131,34 @@ def _check_identity(path: Path, application_id: int, version: int) -> None:
         )
 
 
-def _quick_check(path: Path) -> None:
+def _has_tables(path: Path) -> bool:
+    """Whether there is anything in a file without our mark, other than what we began to make."""
+    [tables, application_id] = _ask(
+        path, "SELECT count(*), (SELECT * FROM pragma_application_id) FROM sqlite_schema"
+    )
+    return bool(tables) and application_id != APPLICATION_ID
+
+
+def _ask(path: Path, sql: str) -> tuple[Any, ...]:
+    """Read one row without writing."""
     # Without a WAL the file is all there is, and reading it must not make one.
     mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"
-    with _damage_named(path):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)
-        try:
-            [found] = connection.execute("PRAGMA quick_check(1)").fetchone()
-        finally:
-            connection.close()
+    with (
+        damage_named(path),
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)) as connection,
+    ):
+        return connection.execute(sql).fetchone()  # type: ignore[no-any-return]
+
+
+def _quick_check(path: Path) -> None:
+    [found] = _ask(path, "PRAGMA quick_check(1)")
     if found != "ok":
         raise _damaged(path, " ".join(found.split()))
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Bring the schema to this build's version, each step in one transaction."""
-    with _damage_named(path):
+    with damage_named(path):
         [version] = connection.execute("PRAGMA user_version").fetchone()
         [application_id] = connection.execute("PRAGMA application_id").fetchone()
         _check_identity(path, application_id, version)
@@ -160,7 +175,8 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def damage_named(path: Path) -> Iterator[None]:
+    """Turn what SQLite says of a damaged file into a SettingsError."""
     try:
         yield
     except sqlite3.OperationalError:
@@ -168,6 +184,10 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise
     except sqlite3.DatabaseError as exc:
         raise _damaged(path, str(exc)) from exc
+
+
+def _foreign(path: Path) -> SettingsError:
+    return SettingsError(f"store.url: {path} belongs to another application; name another file")
 
 
 def _damaged(path: Path, what: str) -> SettingsError:
