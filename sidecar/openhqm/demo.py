@@ -67,7 +67,7 @@ def run(*, once: bool, requests: int, kill: bool = False) -> int:
     """
     try:
         return asyncio.run(_run(once, requests, kill))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except asyncio.CancelledError:
         return 130 if once else 0  # Ctrl-C is how the long form ends
     except DemoFailed as exc:
         sys.stderr.write(f"openhqm demo: {exc}\n")
@@ -77,7 +77,8 @@ def run(*, once: bool, requests: int, kill: bool = False) -> int:
 async def _run(once: bool, requests: int, kill: bool) -> int:
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     console = Console(highlight=False)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="openhqm-demo-")))

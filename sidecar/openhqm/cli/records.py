@@ -247,15 +247,14 @@ def _show_page(page: dict[str, Any], json: bool, empty: str) -> None:
     rows = [
         (
             record["id"],
-            show.state(record["state"]),
-            show.escape(f"{record.get('method', '')} {record.get('path', '')}"),
+            record["reason"] or show.state(record["state"]),
             record["attempts"],
             show.ago(record["accepted_at"]),
-            record["reason"],
+            show.escape(f"{record.get('method', '')} {record.get('path', '')}"),
         )
         for record in page["records"]
     ]
-    show.table(("id", "state", "request", "sent", "age", "reason"), rows, empty)
+    show.table(("id", "state", "sent", "age", "request"), rows, empty)
     if page["cursor"]:
         show.console().print(f"more: --cursor {page['cursor']}")
 

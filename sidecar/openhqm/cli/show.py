@@ -11,12 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_PIPE_COLUMNS = 1000
 STATE_STYLES = {"done": "green", "failed": "red", "retrying": "yellow", "running": "cyan"}
 
 
 def console() -> Console:
-    """Standard output; colours only on a terminal, the full width of lines in a pipe."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Standard output: colours on a terminal, lines as long as they are in a pipe."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
 
 def as_json(data: Any) -> None:
@@ -31,7 +32,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) 
         return
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, overflow="fold", no_wrap=column == "id")
+        squeezed = column == "request"  # the only one that may lose letters on a narrow terminal
+        made.add_column(
+            column, overflow="ellipsis" if squeezed else "fold", no_wrap=squeezed or column == "id"
+        )
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
     console().print(made)

@@ -62,7 +62,7 @@ function showFigures(stats) {
     ["finished", rate(stats.drain_per_second)],
     ["oldest waits", age(stats.oldest_age_seconds)],
     ["app takes", stats.mean_app_seconds === null ? "–" : `${stats.mean_app_seconds.toPrecision(2)} s`],
-    ["waiting to retry", count(requests.retrying)],
+    ["to be retried", count(requests.retrying)],
     ["dead letters", count(requests.dead_letters), requests.dead_letters > 0],
     ["done", count(requests.done)],
   ];
