@@ -43,6 +43,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^`|~0-9A-Za-z-]+", re.ASCII)
 _HEADER_VALUE = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
 _VISIBLE = re.compile(r"[ -~]+", re.ASCII)
 _OURS = HOP_BY_HOP | {b"content-length", b"expect"}
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -329,21 +330,14 @@ def operand(operation: str, payload: Any) -> Any:
 
 
 def write_json(value: Any) -> bytes | None:
-    """Return *value* as a JSON body; None, and so no body, for null.
-
-    Raises:
-        BadRequest: JSON in UTF-8 cannot say it (a lone surrogate).
-    """
+    """Return *value* as a JSON body; None, and so no body, for null."""
     if value is None:
         return None
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
-        pass  # integers beyond 64 bits, which must come out as they went in, or very deep nesting
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except ValueError as exc:
-        raise BadRequest("payload: has text that is no Unicode (a lone surrogate)") from exc
+        # Integers beyond 64 bits, which must come out as they went in, or deep nesting.
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 Model = TypeVar("Model", bound=_Members)
@@ -356,8 +350,11 @@ def read_json(data: bytes, model: type[Model]) -> Model:
         BadRequest: naming the member that cannot be used.
     """
     try:
-        text = data.decode()
-        found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
+        found = json.loads(
+            data.decode(), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite
+        )
+        if _SURROGATE.search(data):
+            orjson.loads(data)  # refuses halves of pairs, which are no Unicode and fit into no header
     except RecursionError as exc:
         raise BadRequest("the body is nested too deeply") from exc
     except ValueError as exc:
@@ -391,7 +388,7 @@ def _finite(text: str) -> float:
 def _described(error: ValidationError) -> str:
     """Say what is wrong with the first member that is."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"])[:200]
     if first["type"] == "extra_forbidden":
         return f"{where}: is not a member we know"
     if first["type"] == "missing":

@@ -642,11 +642,22 @@ async def test_what_the_original_api_cannot_take_is_refused_by_name(body, detail
         assert await port.stored() == []
 
 
-async def test_text_that_is_no_unicode_is_refused():
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (b"/api/v1/submit", b'{"payload": "\\ud800"}'),
+        (b"/api/v1/submit", b'{"payload": 1, "\\ud800": 1}'),
+        (b"/api/v1/submit", b'{"payload": 1, "headers": {"X": "\\ud800"}}'),
+        (b"/api/v1/submit", b'{"payload": 1, "metadata": {"operation": "\\ud800"}}'),
+        (b"/.openhqm/v1/requests", b'{"target": "handler:echo", "body": "\\ud800"}'),
+        (b"/.openhqm/v1/requests", b'{"target": "handler:echo", "key": "\\ud800"}'),
+        (b"/.openhqm/v1/requests", b'{"target": "handler:echo", "body_base64": "\\ud800"}'),
+    ],
+)
+async def test_text_that_is_no_unicode_is_refused(path, body):
     async with intercepting(None) as port:
-        for body in (b'{"payload": "\\ud800"}', b'{"payload": 1, "headers": {"X": "\\ud800"}}'):
-            got = await port.send(post(b"/api/v1/submit", body))
-            assert got.status == 400
+        got = await port.send(post(path, body))
+        assert (got.status, got[b"openhqm-error"]) == (400, b"bad-request")
 
 
 @pytest.mark.parametrize("page", [b"/api/v1/status", b"/api/v1/response"])
