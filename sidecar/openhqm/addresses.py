@@ -16,7 +16,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from openhqm.settings import CallbackSettings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Permits = Callable[[str], bool]
 
 # Everything IANA reserves, and 168.63.129.16, which answers for the platform on Azure.
 # Source: https://www.iana.org/assignments/iana-ipv4-special-registry
@@ -214,19 +215,19 @@ class GuardedResolver(AbstractResolver):
     """Returns only addresses that may be dialled.
 
     Args:
-        allowed: the judge.
+        permits: the judge, as `AllowList.permits_address`.
         inner: does the look-up; the system's resolver if not given.
     """
 
-    def __init__(self, allowed: AllowList, inner: AbstractResolver | None = None) -> None:
-        self._allowed = allowed
+    def __init__(self, permits: Permits, inner: AbstractResolver | None = None) -> None:
+        self._permits = permits
         self._inner = inner or ThreadedResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         found = await self._inner.resolve(host, port, family)
-        permitted = [result for result in found if self._allowed.permits_address(result["host"])]
+        permitted = [result for result in found if self._permits(result["host"])]
         if not permitted:
             raise AddressDenied(f"{host} has no address that a callback may go to")
         return permitted
@@ -235,8 +236,8 @@ class GuardedResolver(AbstractResolver):
         await self._inner.close()
 
 
-def guarded_connector(allowed: AllowList, resolver: AbstractResolver | None = None) -> TCPConnector:
-    """Return a connector that dials no address *allowed* denies, whatever the URL says.
+def guarded_connector(permits: Permits, resolver: AbstractResolver | None = None) -> TCPConnector:
+    """Return a connector that dials no address *permits* denies, whatever the URL says.
 
     The resolver filters look-ups; the socket factory sees every address on its way to `connect`,
     literal ones too, which are never looked up.
@@ -244,12 +245,12 @@ def guarded_connector(allowed: AllowList, resolver: AbstractResolver | None = No
 
     def open_socket(info: Sequence[Any]) -> socket.socket:
         family, kind, protocol, _, address = info
-        if not allowed.permits_address(address[0]):
+        if not permits(address[0]):
             raise AddressDenied("the address is not one that a callback may go to")
         return socket.socket(family, kind, protocol)
 
     return TCPConnector(
-        resolver=GuardedResolver(allowed, resolver),
+        resolver=GuardedResolver(permits, resolver),
         socket_factory=open_socket,
         use_dns_cache=False,
         force_close=True,

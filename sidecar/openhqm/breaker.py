@@ -60,6 +60,11 @@ class Breaker:
         self._probing = False
         self.state = BreakerState.CLOSED
 
+    def apply(self, settings: BreakerSettings) -> None:
+        """Take over hot settings; the state stays, a pause under way keeps its length."""
+        self._settings = settings
+        self._pause_seconds = min(self._pause_seconds, settings.max_open_seconds)
+
     def permits(self, now: float, wanted: int) -> int:
         """How many of *wanted* calls may start: all, one (the probe), or none."""
         if self.state is BreakerState.CLOSED:

@@ -130,26 +130,40 @@ class Callbacks:
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        callback = settings.callback
         self._store = store
-        self._allowed = AllowList(callback)
-        self._secrets = [read_secret(secret.get_secret_value()) for secret in callback.signing_secrets]
-        if callback.allowed_hosts and not self._secrets:
-            raise SettingsError("callback.signing_secrets: needed when callback.allowed_hosts is set")
         self._prefix = settings.ingress.reserved_prefix
-        self._timeout_seconds = callback.timeout_seconds
-        self._policy = _policy(callback)
         self._resolver = resolver
         self._jitter = jitter
         self._clock = clock
         self._session: ClientSession | None = None
+        self._take_over(settings.callback)
         self._dispatcher = Dispatcher(
             store,
             self,
             lane=Lane.CALLBACKS,
-            slots=callback.concurrency,
+            slots=settings.callback.concurrency,
             lease_seconds=settings.egress.lease_seconds,
         )
+
+    def apply(self, settings: Settings) -> None:
+        """Take over the hot settings: `callback.*`.
+
+        Raises:
+            SettingsError: they cannot be used; the old ones stay.
+        """
+        self._take_over(settings.callback)
+        self._dispatcher.apply(
+            slots=settings.callback.concurrency, lease_seconds=settings.egress.lease_seconds
+        )
+
+    def _take_over(self, callback: CallbackSettings) -> None:
+        allowed = AllowList(callback)
+        secrets = [read_secret(secret.get_secret_value()) for secret in callback.signing_secrets]
+        if callback.allowed_hosts and not secrets:
+            raise SettingsError("callback.signing_secrets: needed when callback.allowed_hosts is set")
+        self._allowed, self._secrets = allowed, secrets
+        self._policy = _policy(callback)
+        self._timeout_seconds = callback.timeout_seconds
 
     async def run(self) -> None:
         """Deliver until drained."""
@@ -162,9 +176,10 @@ class Callbacks:
 
     def _open_session(self) -> ClientSession:
         return ClientSession(
-            connector=guarded_connector(self._allowed, self._resolver),
+            connector=guarded_connector(
+                lambda address: self._allowed.permits_address(address), self._resolver
+            ),
             cookie_jar=DummyCookieJar(),
-            timeout=ClientTimeout(total=self._timeout_seconds),
             trust_env=False,
             auto_decompress=False,
             headers={"User-Agent": f"OpenHQM/{__version__}", "Content-Type": "application/json"},
@@ -220,8 +235,11 @@ class Callbacks:
     async def _post(self, url: str, message_id: str, body: bytes) -> Delivery:
         assert self._session is not None
         headers = signed_headers(message_id, body, self._secrets, now=self._clock())
+        timeout = ClientTimeout(total=self._timeout_seconds)
         try:
-            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as reply:
+            async with self._session.post(
+                url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            ) as reply:
                 return Delivery(
                     status=reply.status,
                     retry_after_seconds=retry_after_seconds(list(reply.raw_headers), self._clock()),

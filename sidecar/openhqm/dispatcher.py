@@ -128,9 +128,11 @@ class Dispatcher:
         self._worker = worker
         self._lane = lane
         self._lease_seconds = lease_seconds
-        self._most_held = slots + max(64, slots)  # results waiting for a slow store are bounded as well
         self._held: set[Held] = set()
-        self._idle: list[asyncio.Future[Held]] = []
+        self._idle: list[asyncio.Future[Held | None]] = []
+        self._slots_alive = 0
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._unsettled: list[tuple[Held, Settlement]] = []
         self._leasing = True
         self._asking = False
@@ -144,7 +146,12 @@ class Dispatcher:
     @property
     def in_flight(self) -> int:
         """Attempts under way."""
-        return self.slots - len(self._idle) if self._held else 0
+        return self._slots_alive - len(self._idle)
+
+    @property
+    def _most_held(self) -> int:
+        """Results that wait for a slow store are bounded as well as attempts."""
+        return self.slots + max(64, self.slots)
 
     @property
     def leasing(self) -> bool:
@@ -153,13 +160,39 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Work until drained. Cancelling it leaves the leases held to lapse."""
-        async with asyncio.TaskGroup() as group:
-            loops = [self._dispatch(), self._renew(), self._settle_results()]
-            loops += [self._work() for _ in range(self.slots)]
-            tasks = [group.create_task(loop) for loop in loops]
+        async with asyncio.TaskGroup() as self._group:
+            for loop in (self._dispatch(), self._renew(), self._settle_results()):
+                self._start(loop)
+            self._start_slots()
             await self._drained.wait()
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
+
+    def apply(self, *, slots: int, lease_seconds: float) -> None:
+        """Take over hot settings. Surplus slots finish what they are at; leases held are renewed at
+        the new length from their next renewal on."""
+        self.slots = slots
+        self._lease_seconds = lease_seconds
+        self._renew_now.set()
+        if self._group is not None:
+            self._start_slots()
+        surplus = max(0, self._slots_alive - slots)
+        ending, self._idle = self._idle[:surplus], self._idle[surplus:]
+        for inbox in ending:
+            self._slots_alive -= 1
+            inbox.set_result(None)
+        self._wake.set()
+
+    def _start_slots(self) -> None:
+        while self._slots_alive < self.slots:
+            self._slots_alive += 1
+            self._start(self._work())
+
+    def _start(self, loop: Coroutine[Any, Any, None]) -> None:
+        assert self._group is not None
+        task = self._group.create_task(loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def stop_leasing(self) -> None:
         """Take no new leases; those held are finished."""
@@ -240,7 +273,7 @@ class Dispatcher:
 
     def _take(self, held: Held) -> None:
         self._held.add(held)
-        if self._leasing:
+        if self._leasing and self._idle:  # slots may have become fewer while the lease call waited
             self._worker.taken(held)
             self._idle.pop().set_result(held)
         else:
@@ -251,16 +284,19 @@ class Dispatcher:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
-        while True:
-            inbox: asyncio.Future[Held] = loop.create_future()
+        while self._slots_alive <= self.slots:
+            inbox: asyncio.Future[Held | None] = loop.create_future()
             self._idle.append(inbox)
             self._wake.set()
             held = await inbox
+            if held is None:  # one slot too many
+                return
             settlement = await self._attempt(held, task)
             if settlement is None:
                 self._forget(held)
             else:
                 self._put(held, settlement)
+        self._slots_alive -= 1
 
     async def _attempt(self, held: Held, task: asyncio.Task[None] | None) -> Settlement | None:
         assert task is not None

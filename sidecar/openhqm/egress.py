@@ -160,18 +160,13 @@ class Egress:
         checkpoint: Callable[[str], None] = lambda name: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        now = time.monotonic()
-        self.concurrency = settings.egress.concurrency
         self._runners = runners
         self._emit = lifecycle.emit
         self._probe_app = probe_app
         self._probe_wanted = asyncio.Event()
         self._checkpoint = checkpoint
         self._jitter = jitter
-        self._policy = Policy.from_settings(settings.retry)
-        self._budget = RetryBudget(settings.retry.budget_percent, now)
         self._breaker = Breaker(settings.breaker)
-        self._rate = TokenBucket(settings.egress.rate_per_second, now)
         self._dispatcher = Dispatcher(
             store,
             self,
@@ -179,6 +174,24 @@ class Egress:
             slots=settings.egress.concurrency,
             lease_seconds=settings.egress.lease_seconds,
         )
+        self._take_over(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Take over the hot settings: `egress.*`, `retry.*` and `breaker.*`."""
+        self._take_over(settings)
+        self._breaker.apply(settings.breaker)
+        self._dispatcher.apply(slots=settings.egress.concurrency, lease_seconds=settings.egress.lease_seconds)
+
+    def _take_over(self, settings: Settings) -> None:
+        now = time.monotonic()
+        self._policy = Policy.from_settings(settings.retry)
+        self._budget = RetryBudget(settings.retry.budget_percent, now)
+        self._rate = TokenBucket(settings.egress.rate_per_second, now)
+
+    @property
+    def concurrency(self) -> int:
+        """Attempts under way at once, at most."""
+        return self._dispatcher.slots
 
     @property
     def in_flight(self) -> int:

@@ -19,6 +19,7 @@ import orjson
 
 from openhqm.envelope import Envelope
 from openhqm.errors import AnswerTooLarge, AppTimeout, EnvelopeCorrupt, HandlerFailed
+from openhqm.settings import Settings
 from openhqm.stores.base import Answer, BlobRef, Blobs, Body
 
 Handler = Callable[[Any], Any]
@@ -96,6 +97,11 @@ class Handlers:
         self._blobs = blobs
         self._timeout_seconds = timeout_seconds
         self._max_answer_bytes = max_answer_bytes
+
+    def apply(self, settings: Settings) -> None:
+        """Take over the hot settings: timeout and size."""
+        self._timeout_seconds = settings.egress.app_timeout_seconds
+        self._max_answer_bytes = settings.response.max_bytes
 
     @property
     def names(self) -> frozenset[str]:

@@ -101,6 +101,14 @@ class RequestLog:
     """
 
     def __init__(self, settings: LogSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._second = -1
+        self._written: dict[Happening, int] = {}
+        self._left_out: dict[Happening, int] = {}
+        self.apply(settings)
+
+    def apply(self, settings: LogSettings) -> None:
+        """Take over hot settings, after `configure`."""
         levels = dict(_ALWAYS)
         if settings.access != "none":
             levels |= _ERRORS
@@ -109,10 +117,6 @@ class RequestLog:
         log = structlog.get_logger("openhqm")
         self._write = {what: getattr(log, level) for what, level in levels.items()}
         self._write_failed_answer = log.warning if settings.access == "errors" else None
-        self._clock = clock
-        self._second = -1
-        self._written: dict[Happening, int] = {}
-        self._left_out: dict[Happening, int] = {}
 
     def on_event(self, event: Event) -> None:
         """Write a line about *event* if it is one of those asked for."""

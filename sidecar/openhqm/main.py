@@ -33,6 +33,7 @@ from openhqm.housekeeping import Housekeeping
 from openhqm.http1 import Client
 from openhqm.lifecycle import Lifecycle
 from openhqm.metrics import Metrics
+from openhqm.probe import AppProbe
 from openhqm.settings import Settings
 from openhqm.settings_docs import mask_url
 from openhqm.stats import Phase, Stats
@@ -134,7 +135,14 @@ class Process:
         }
         if client is not None:
             runners["app"] = Forwarder(client, store.blobs, settings, checkpoint=self._checkpoint)
-        return Egress(store, settings, self._lifecycle, runners, checkpoint=self._checkpoint or _pass_by)
+        return Egress(
+            store,
+            settings,
+            self._lifecycle,
+            runners,
+            probe_app=_app_probe(settings, client),
+            checkpoint=self._checkpoint or _pass_by,
+        )
 
     async def _listen(
         self, stack: AsyncExitStack, store: Store, stats: Stats, metrics: Metrics, front: Front | None
@@ -222,6 +230,12 @@ def _app_client(settings: Settings) -> Client | None:
         reuse_idle_seconds=settings.egress.reuse_idle_seconds,
         max_idle=settings.egress.concurrency,
     )
+
+
+def _app_probe(settings: Settings, client: Client | None) -> AppProbe | None:
+    if client is None or settings.app.url is None or settings.app.health_path is None:
+        return None
+    return AppProbe(client, settings.app.url, settings.app.health_path)
 
 
 def _pass_by(step: str) -> None:

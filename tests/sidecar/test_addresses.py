@@ -255,7 +255,7 @@ async def internal():
 
 
 async def post(url, settings, resolver=None):
-    connector = guarded_connector(AllowList(settings), resolver)
+    connector = guarded_connector(AllowList(settings).permits_address, resolver)
     async with ClientSession(connector=connector) as session, session.post(url) as reply:
         return reply.status
 

@@ -291,6 +291,17 @@ async def test_rate_limit_spaces_requests():
 
 
 @in_virtual_time
+async def test_idle_time_costs_no_rate_tokens():
+    """A lease call that brings nothing gives its token back."""
+    async with Bench(200, egress={"rate_per_second": 0.1}) as bench:
+        await asyncio.sleep(65.0)
+        id = await bench.accept()
+        await bench.final(id)
+
+    assert bench.app.calls[0][0] - virtual_time.START < 66.0
+
+
+@in_virtual_time
 async def test_no_more_than_concurrency_run_at_once_and_all_slots_are_used():
     async with Bench(0.05, egress={"concurrency": 4}) as bench:
         started = bench.loop.time()
@@ -457,6 +468,21 @@ async def test_retry_that_would_come_after_the_deadline_is_not_scheduled():
 
 
 @in_virtual_time
+async def test_deadline_is_checked_once_more_before_the_attempt():
+    """The process stood still between lease and attempt."""
+    loop = asyncio.get_running_loop()
+
+    def stand_still(step):
+        loop.now += 10.0 if step == "claimed" else 0.0
+
+    async with Bench(200, checkpoint=stand_still) as bench:
+        record = await bench.final(await bench.accept(max_age_seconds=5.0))
+
+    assert (record.state, record.attempts, bench.app.calls) == (State.EXPIRED, 0, [])
+    assert bench.told() == [Happening.LEASED, Happening.EXPIRED]
+
+
+@in_virtual_time
 async def test_retries_are_held_back_while_the_app_fails_broadly():
     """What is held back is released: it waits, and burns no attempt."""
     async with Bench(429, retry={"max_attempts": 20, "max_backoff_seconds": 5.0}) as bench:
@@ -604,6 +630,51 @@ async def test_figures_follow_the_work():
         assert bench.egress.in_flight == 2
         await bench.final(ids[1])
         assert bench.egress.in_flight == 0
+
+
+def changed(settings, **egress):
+    return settings.model_copy(update={"egress": settings.egress.model_copy(update=egress)})
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 9, 20])
+@in_virtual_time
+async def test_concurrency_can_be_changed_while_work_is_under_way(concurrency):
+    async with Bench(1.0, egress={"concurrency": 5}) as bench:
+        ids = await bench.accept(60)
+        await asyncio.sleep(0.5)
+        bench.egress.apply(changed(bench.settings, concurrency=concurrency))
+        await asyncio.sleep(1.0)
+        bench.app.most_running = 0
+        await asyncio.sleep(1.25)
+        assert (bench.app.running, bench.egress.in_flight) == (concurrency, concurrency)
+        for id in ids:
+            await bench.final(id)
+
+    assert bench.app.most_running == concurrency
+
+
+@in_virtual_time
+async def test_leases_for_slots_that_are_gone_are_released():
+    async with Bench(1.0, egress={"concurrency": 8}) as bench:
+        await asyncio.sleep(0.5)  # a lease call for eight waits in the store
+        bench.egress.apply(changed(bench.settings, concurrency=2))
+        for id in await bench.accept(8):
+            assert (await bench.final(id)).attempts == 1
+
+    assert bench.app.most_running == 2
+
+
+@in_virtual_time
+async def test_rate_can_be_changed():
+    async with Bench(200, egress={"rate_per_second": 0.001}) as bench:
+        ids = await bench.accept(20)
+        await asyncio.sleep(5.0)
+        assert len(bench.app.calls) == 1
+        bench.egress.apply(changed(bench.settings, rate_per_second=0.0))
+        for id in ids:
+            await bench.final(id)
+
+    assert bench.app.calls[-1][0] - bench.app.calls[0][0] < 7.0
 
 
 @in_virtual_time
