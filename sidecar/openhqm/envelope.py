@@ -22,7 +22,7 @@ from openhqm.errors import EnvelopeCorrupt
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
 class Envelope:
     """One request as it will be replayed.
 

@@ -29,7 +29,7 @@ class Happening(enum.StrEnum):
     LEASE_LOST = "lease.lost"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
 class Event:
     """One thing that happened.
 

@@ -132,7 +132,7 @@ class Idempotency:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
 class NewRecord:
     """A request to accept.
 
