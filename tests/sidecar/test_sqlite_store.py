@@ -25,7 +25,7 @@ from tests.conformance.store_case import (
 from tests.conformance.store_contract import StoreContract
 
 from openhqm.errors import SettingsError, StoreUnavailable
-from openhqm.stores import sqlite_commits, sqlite_file
+from openhqm.stores import sqlite_commits, sqlite_file, sqlite_ledger, sqlite_reader
 from openhqm.stores.base import Accepted, Answer, Durability, Finish, OnLost, Options, State, Store
 from openhqm.stores.sqlite import SqliteStore
 from openhqm.stores.sqlite_file import DiskReserve
@@ -253,6 +253,27 @@ async def test_a_secret_is_a_private_file_beside_the_database(path: Path) -> Non
     file = path.with_name("openhqm.db.handle-key.secret")
     assert file.read_bytes() == b"\x00secret"
     assert file.stat().st_mode & 0o777 == 0o600
+    await store.close()
+
+
+async def test_no_question_of_the_hot_paths_reads_the_whole_table(path: Path) -> None:
+    """Every statement that a backlog could make slow finds its rows by an index."""
+    store = await opened(path)
+    connection = store._commits._connection
+    statements = {
+        name: sql
+        for module in (sqlite_ledger, sqlite_reader)
+        for name, sql in vars(module).items()
+        if isinstance(sql, str) and sql.lstrip().startswith(("SELECT", "UPDATE", "DELETE"))
+    }
+
+    for name, sql in statements.items():
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", [1] * sql.count("?")).fetchall()
+        # The index of leased records holds those only, so all of it is few.
+        steps = [step for *_, step in plan if "records_leased" not in step]
+        assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step], name
+
+    assert len(statements) > 15
     await store.close()
 
 

@@ -62,11 +62,12 @@ _DUE = f"""SELECT {_HELD} {_FROM} WHERE r.place = ? AND r.wake_at <= ? ORDER BY 
 _NEXT_DUE = "SELECT min(wake_at) FROM records WHERE place = ? AND wake_at IS NOT NULL"
 _NEXT_OF_KEY = f"""SELECT {_HELD} {_FROM}
     WHERE r.lane = ? AND r.key = ? AND r.place < 4 ORDER BY r.seq LIMIT 1"""
-_OUTLIVED = """SELECT r.seq, r.id, r.lane, r.state, r.replayed_as, r.request_bytes + r.answer_bytes,
+_LEFT_LEASED = f"SELECT {_HELD} {_FROM} WHERE r.place = 3 ORDER BY r.seq LIMIT ?"
+_OUTLIVED = """r.seq, r.id, r.lane, r.state, r.replayed_as, r.request_bytes + r.answer_bytes,
     q.blob, q.blob_bytes, a.blob, a.blob_bytes
     FROM records r LEFT JOIN requests q ON q.seq = r.seq LEFT JOIN answers a ON a.seq = r.seq"""
-_OUTLIVED_DUE = f"{_OUTLIVED} WHERE r.place = 4 AND r.wake_at <= ? ORDER BY r.wake_at LIMIT ?"
-_OUTLIVED_ID = f"{_OUTLIVED} WHERE r.place = 4 AND r.id = ?"
+_OUTLIVED_DUE = f"SELECT {_OUTLIVED} WHERE r.place = 4 AND r.wake_at <= ? ORDER BY r.wake_at LIMIT ?"
+_OUTLIVED_ID = f"SELECT {_OUTLIVED} WHERE r.place = 4 AND r.id = ?"
 _INSERT_RECORD = """INSERT INTO records (seq, id, lane, state, place, priority, max_claims, repeat,
     accepted_at, ready_at, deadline, wake_at, key, scope, fingerprint, parent, replay_of, request_bytes)
     VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -626,8 +627,8 @@ class Ledger:
 
     def lapse_orphaned(self, limit: int) -> list[Change]:
         """Judge leases that another process held and took with it."""
-        sql = f"SELECT {_HELD} {_FROM} WHERE r.place = 3 ORDER BY r.seq LIMIT ?"
-        lapsed = [Held._make((*row, 0.0)) for row in self._connection.execute(sql, (limit,)).fetchall()]
+        rows = self._connection.execute(_LEFT_LEASED, (limit,)).fetchall()
+        lapsed = [Held._make((*row, 0.0)) for row in rows]
         for held in lapsed:
             self._held[held.id] = held
         return self._lapse(lapsed)

@@ -46,6 +46,7 @@ CREATE INDEX records_ready ON records (lane, priority DESC, seq) WHERE place = 0
 CREATE INDEX records_due ON records (place, wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX records_by_key ON records (lane, key, seq) WHERE key IS NOT NULL AND place < 4;
 CREATE UNIQUE INDEX records_by_scope ON records (scope) WHERE scope IS NOT NULL;
+CREATE INDEX records_leased ON records (seq) WHERE place = 3;
 CREATE INDEX records_dead ON records (lane, seq) WHERE state = 4;
 
 CREATE TABLE requests (
