@@ -204,15 +204,20 @@ async def test_unreachable_receiver_is_tried_again(store, unused_tcp_port):
 
 
 async def test_receiver_that_never_replies_is_given_up_on_in_time(store):
+    closed = asyncio.Event()
+
     async def swallow(reader, writer):
         await reader.read()
         writer.close()
+        await writer.wait_closed()
+        closed.set()
 
     server = await asyncio.start_server(swallow, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         await finish_request(store, f"http://127.0.0.1:{port}/")
         record = await deliver(store, settings(max_attempts=1, timeout_seconds=0.05))
+        await closed.wait()
 
     assert (record.state, record.reason) == (State.FAILED, "attempts-used-up")
     assert json.loads(record.history)["error"] == "no reply within 0.05 s"
