@@ -198,6 +198,26 @@ async def test_leases_whose_reply_was_lost_are_given_back_unsent(
         assert held.id not in {lease.id for lease in leases}
 
 
+async def test_leases_that_were_heard_of_stay_with_their_holder_through_an_outage(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    """The call that failed took nothing, so nothing may be given back."""
+    store = await open_store()
+    await store.accept([new() for _ in range(5)])
+    held = await take(store, 3)
+
+    redis_server.kill()
+    with pytest.raises(StoreUnavailable):
+        await take(store, 1)
+    redis_server.start()
+    [other] = await take(store, 1)
+
+    assert other.id not in {lease.id for lease in held}
+    assert (await store.counts()).running == 4
+    finished = await store.settle([Finish(lease.id, lease.epoch, State.DONE) for lease in held])
+    assert list(finished) == [True] * 3
+
+
 async def test_a_lease_that_arrives_late_takes_nothing(redis_server: RedisServer, open_store: Opener) -> None:
     """Asked while the server stood still, given up, and executed after the next call."""
     store = await open_store()

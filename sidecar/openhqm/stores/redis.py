@@ -217,7 +217,7 @@ class RedisStore:
         """Leases, and seconds until the next delayed record is due."""
         caller = self._callers.take()
         asked = records.pack_lease(
-            lane, min(limit, BATCH_RECORDS), lease_seconds, caller.serial, caller.is_unheard
+            lane, min(limit, BATCH_RECORDS), lease_seconds, caller.serial, caller.heard
         )
         try:
             reply = await self._run("lease", (self._argv, asked, caller.name))

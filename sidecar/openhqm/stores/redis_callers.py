@@ -2,7 +2,7 @@
 
 A lease call that timed out or was cancelled may have taken records, or may yet. Nobody will send
 them, so letting their leases lapse would report an outcome as unknown that is not. Instead the next
-call names the same caller and says that it heard nothing; see `redis_scripts/lease.lua`.
+call comes from the same caller and says which reply it heard last; see `redis_scripts/lease.lua`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ class Caller:
 
     Args:
         serial: of its last call.
-        is_unheard: the reply of that call did not arrive.
+        heard: serial of the last call whose reply arrived.
     """
 
     name: bytes = field(default_factory=lambda: secrets.token_bytes(8))
     serial: int = 0
-    is_unheard: bool = False
+    heard: int = 0
+
+    @property
+    def is_unheard(self) -> bool:
+        return self.serial > self.heard
 
 
 class Callers:
@@ -41,7 +45,8 @@ class Callers:
         return caller
 
     def put_back(self, caller: Caller, *, was_heard: bool) -> None:
-        caller.is_unheard = not was_heard
+        if was_heard:
+            caller.heard = caller.serial
         self._free.append(caller)
 
     @property

@@ -167,8 +167,8 @@ def _pack_finish(finish: Finish) -> tuple[bytes, bytes]:
     return b"".join((header, reason, _LENGTH.pack(len(finish.note)), finish.note)), content
 
 
-def pack_lease(lane: Lane, limit: int, lease_seconds: float, serial: int, is_unheard: bool) -> bytes:
-    return struct.pack(">BIddB", LANE_CODES[lane], limit, lease_seconds, serial, is_unheard)
+def pack_lease(lane: Lane, limit: int, lease_seconds: float, serial: int, heard: int) -> bytes:
+    return struct.pack(">BIddd", LANE_CODES[lane], limit, lease_seconds, serial, heard)
 
 
 def pack_extension(id: bytes, epoch: int) -> bytes:

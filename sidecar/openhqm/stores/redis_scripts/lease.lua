@@ -1,12 +1,12 @@
--- Take due records. ARGV[2]: lane, most records, lease seconds, serial of this call, 1 when the reply
--- of the caller's last call was not heard. ARGV[3]: the caller.
+-- Take due records. ARGV[2]: lane, most records, lease seconds, serial of this call, serial of the
+-- caller's last call whose reply was heard. ARGV[3]: the caller.
 -- Reply: seconds until the next delayed record is due ("" when none is), the time, then per lease
 -- its id, meta and request.
 --
 -- What an unheard call took nobody holds: it is given back, unsent, by the caller's next call. That
 -- older call may also still be on its way; it comes with a lower serial then, and takes nothing.
 
-local lane_code, limit, lease_seconds, serial, unheard = unpack_('>BI4ddB', ARGV[2])
+local lane_code, limit, lease_seconds, serial, heard = unpack_('>BI4ddd', ARGV[2])
 local lane = LANES[lane_code]
 local ready, delayed = P .. READY[lane_code], P .. DELAYED[lane_code]
 local PROMOTED, EXAMINED = 1000, 1000
@@ -30,8 +30,9 @@ end
 local taken_key = P .. 'taken:' .. ARGV[3]
 local before = call('GET', taken_key)
 if before then
-  if unpack_('>d', before) >= serial then return {'', pack('>d', NOW)} end
-  if unheard == 1 then give_back(before) end
+  local last = unpack_('>d', before)
+  if last >= serial then return {'', pack('>d', NOW)} end
+  if last > heard then give_back(before) end
 end
 
 local state = call('HMGET', P .. 'counts', lane .. '.paused', lane .. '.turn')
@@ -110,7 +111,7 @@ while #leases < limit and examined < EXAMINED do
   end
 end
 
-if #leases > 0 or unheard == 1 then
+if #leases > 0 or serial > heard + 1 then
   local taken = {pack('>d', serial)}
   for i = 1, #leases do taken[i + 1] = pack(TAKEN, leases[i].id, leases[i].epoch) end
   call('SET', taken_key, table.concat(taken), 'EX', math.ceil(lease_seconds) + 60)
