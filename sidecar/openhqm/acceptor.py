@@ -64,16 +64,20 @@ class Acceptor:
         lifecycle: Lifecycle,
         encode_callback: CallbackEncoder | None = None,
     ) -> None:
-        self._settings = settings
         self._store = store
         self._handles = handles
         self._waiters = waiters
         self._drain_rate = drain_rate
         self._lifecycle = lifecycle
-        self._encode_callback = encode_callback
         self._commit = Coalescer(store.accept)
         self._links = settings.ingress.reserved_prefix + "/v1/requests/"
         self.new_id = IdMint()
+        self.apply(settings, encode_callback)
+
+    def apply(self, settings: Settings, encode_callback: CallbackEncoder | None) -> None:
+        """Take over the hot settings: waits, deadlines, limits, and where callbacks may go."""
+        self._settings = settings
+        self._encode_callback = encode_callback
 
     def callback(self, id: bytes, control: Control) -> bytes | None:
         """Check the callback a client asks for; None when it asks for none.
@@ -193,13 +197,13 @@ class Acceptor:
         if wait_seconds > 0 or existing:
             try:
                 record = await self._waiters.final(id, wait_seconds)
-            except StoreUnavailable:
-                record = None  # it is committed: the client gets its handle, not an error
-            else:
                 if record is None and existing:
                     raise ResponseExpired("the answer to this Idempotency-Key is no longer kept")
-            if record is not None and record.state.is_final:
-                return await final_reply(record, self._store, to_head=to_head)
+                if record is not None and record.state.is_final:
+                    return await final_reply(record, self._store, to_head=to_head)
+            except StoreUnavailable as exc:
+                # It is committed: an error would make the client send it again.
+                log.warning("wait.cut_short", correlation_id=id_text(id), error=str(exc))
         return self.accepted_reply(id, applied=_preferences_applied(control, wait_seconds))
 
     def _wait_seconds(self, control: Control, decision: Decision) -> float:

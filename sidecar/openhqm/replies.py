@@ -17,6 +17,8 @@ from http import HTTPStatus
 from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest
 
+from openhqm.errors import StoreUnavailable
+
 JSON = b"application/json"
 NO_STORE = b"Cache-Control: no-store\r\n"
 _BODILESS = frozenset({204, 304})
@@ -112,7 +114,7 @@ class StreamReply(Reply):
                 sent += len(chunk)
                 await writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
                 await writer.drain()
-        except (KeyError, OSError) as exc:
+        except (KeyError, OSError, StoreUnavailable) as exc:
             raise ConnectionAbortedError("the body of an answer could not be read to its end") from exc
         if self._chunked:
             await writer.write(b"0\r\n\r\n")

@@ -65,13 +65,17 @@ class Results:
         pages: Mapping[bytes, Page] | None = None,
     ) -> None:
         self._prefix = ingress.reserved_prefix.encode()
-        self._max_wait_seconds = ingress.max_wait_seconds
+        self.apply(ingress)
         self._store = store
         self._handles = handles
         self._waiters = waiters
         self._drain_rate = drain_rate
         self._lifecycle = lifecycle
         self._pages = dict(pages or {})
+
+    def apply(self, ingress: IngressSettings) -> None:
+        """Take over the hot settings: how long a poll may wait."""
+        self._max_wait_seconds = ingress.max_wait_seconds
 
     async def handle(self, request: BaseRequest, target: bytes) -> Reply:
         """Answer one call below the prefix.

@@ -9,6 +9,7 @@ from tests.sidecar.intercepted import get, intercepting, post
 
 from openhqm.errors import BadRequest, StoreUnavailable
 from openhqm.lifecycle import Happening
+from openhqm.settings import RouteSettings
 from openhqm.stores.base import BlobRef, OnLost, Options, State, Want
 from openhqm.stores.memory import MemoryStore
 
@@ -409,6 +410,43 @@ async def test_a_store_that_is_down_means_503_never_202():
         got = await port.send(post(b"/a", b"x"))
 
         assert (got.status, got[b"openhqm-error"], got[b"retry-after"]) == (503, b"store-unavailable", b"2")
+
+
+class Fading(MemoryStore):
+    """A store that can be written but not read."""
+
+    def __init__(self) -> None:
+        super().__init__(Options())
+
+    async def get(self, ids, *args):
+        raise StoreUnavailable("away")
+
+
+async def test_a_request_that_is_committed_gets_its_202_even_if_the_wait_fails():
+    """An error would make the client send it again."""
+    async with intercepting(store=Fading()) as port:
+        got = await port.send(post(b"/a", b"x", b"Prefer: wait=5"))
+
+        assert got.status == 202
+        assert (await port.send(get(got.path))).status == 503
+
+
+async def test_hot_settings_are_taken_over():
+    async with intercepting() as port:
+        assert (await port.send(post(b"/a", b"x" * 10))).status == 202
+        changed = port.settings.model_copy(
+            update={
+                "routes": (RouteSettings(action="queue", wait_seconds=60),),
+                "ingress": port.settings.ingress.model_copy(update={"max_body_bytes": 9}),
+            }
+        )
+        port.ingress.apply(changed)
+
+        assert (await port.send(post(b"/a", b"x" * 10))).status == 413
+        waiting = asyncio.create_task(port.send(post(b"/b", method=b"GET")))
+        await port.finish(await port.lease())
+        await port.finish(await port.lease(), body=b"held")
+        assert (await waiting).body == b"held"
 
 
 @pytest.mark.parametrize("options", [Options(max_backlog=1), Options(max_bytes=4000)])

@@ -8,6 +8,7 @@ import pytest
 from aiohttp.web import Server
 
 from openhqm import replies
+from openhqm.errors import StoreUnavailable
 from openhqm.replies import Reply, StreamReply
 
 HEAD = b"HTTP/1.1 200 OK\r\nA: 1\r\n\r\n"
@@ -108,6 +109,7 @@ async def test_http_1_0_gets_no_chunks_but_the_end_of_the_connection():
         (None, KeyError("gone")),
         (None, ConnectionResetError("lost")),
         (10, KeyError("gone")),
+        (10, StoreUnavailable("away")),
         (10, ConnectionResetError("lost")),
         (10, None),
         (2, None),
