@@ -8,27 +8,42 @@ what is still being answered is answered before connections close.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from aiohttp.web import Server
 
+from openhqm import openapi, submit
 from openhqm.acceptor import Acceptor, CallbackEncoder
 from openhqm.addresses import AllowList
 from openhqm.callbacks import encode_callback
 from openhqm.errors import SettingsError
 from openhqm.estimates import DrainRate
+from openhqm.handlers import load_handlers
 from openhqm.handles import Handles
 from openhqm.http1 import Client
-from openhqm.ingress import Ingress
+from openhqm.ingress import Ingress, Surface
 from openhqm.intercept import build_server
 from openhqm.lifecycle import Lifecycle
+from openhqm.original_api import OriginalApi
 from openhqm.passthrough import Passthrough
-from openhqm.results import Results
+from openhqm.results import Page, Results
 from openhqm.settings import CallbackSettings, Settings
 from openhqm.stores.base import Store
+from openhqm.submit import SubmitPage, Submitter
 from openhqm.waiters import Waiters
 
 BACKLOG = 1024
 """Connections the kernel holds while we are busy: a burst is what we are here for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the original API shows of the process at /health and /metrics."""
+
+    readiness: Callable[[], Mapping[str, Any]]
+    exposition: Callable[[], bytes]
 
 
 class Front:
@@ -39,12 +54,19 @@ class Front:
     """
 
     def __init__(
-        self, settings: Settings, store: Store, handles: Handles, client: Client | None, lifecycle: Lifecycle
+        self,
+        settings: Settings,
+        store: Store,
+        handles: Handles,
+        client: Client | None,
+        lifecycle: Lifecycle,
+        figures: Figures,
     ) -> None:
         self._settings = settings.ingress
         self._waiters = Waiters(store)
         self._drain_rate = DrainRate(store)
         self._passthrough = Passthrough(client, settings) if client is not None else None
+        self._submitter: Submitter | None = None
         acceptor = Acceptor(
             settings,
             store,
@@ -54,6 +76,23 @@ class Front:
             lifecycle=lifecycle,
             encode_callback=_callback_encoder(settings.callback),
         )
+        pages: dict[bytes, Page] = {openapi.PATH: openapi.DescriptionPage(settings).handle}
+        surfaces: dict[bytes, Surface] = {}
+        exact: dict[bytes, Surface] = {}
+        if settings.submit_api_enabled:
+            self._submitter = Submitter(settings, store, acceptor, handlers=load_handlers())
+            pages[submit.PATH] = SubmitPage(self._submitter, acceptor).handle
+            original = OriginalApi(
+                self._submitter,
+                store,
+                handles=handles,
+                waiters=self._waiters,
+                drain_rate=self._drain_rate,
+                readiness=figures.readiness,
+                exposition=figures.exposition,
+            )
+            surfaces.update(original.surfaces)
+            exact.update(original.pages)
         results = Results(
             settings.ingress,
             store,
@@ -61,14 +100,17 @@ class Front:
             waiters=self._waiters,
             drain_rate=self._drain_rate,
             lifecycle=lifecycle,
+            pages=pages,
         )
+        surfaces[settings.ingress.reserved_prefix.encode()] = results.handle
         self.ingress = Ingress(
             settings,
             store,
             acceptor,
             lifecycle=lifecycle,
             passthrough=self._passthrough,
-            surfaces={settings.ingress.reserved_prefix.encode(): results.handle},
+            surfaces=surfaces,
+            pages=exact,
         )
         self._protocols: Server = build_server(self.ingress.handle, settings.ingress)
         self._server: asyncio.Server | None = None
@@ -100,11 +142,14 @@ class Front:
     async def drain(self, timeout_seconds: float) -> None:
         """Refuse what is new, finish the answers under way within *timeout_seconds*, disconnect."""
         self.ingress.stop_accepting()
+        if self._submitter is not None:
+            self._submitter.stop_accepting()
         if self._server is not None:
             self._server.close()
-        self._protocols.pre_shutdown()
         if self._passthrough is not None:
+            # Before pre_shutdown: after it aiohttp throws away what clients send, tunnels included.
             await self._passthrough.close(timeout_seconds)
+        self._protocols.pre_shutdown()
         await self._protocols.shutdown(timeout_seconds)
         await self._waiters.close()
         await self._drain_rate.close()

@@ -25,7 +25,7 @@ from openhqm.admin import build_admin_app
 from openhqm.callbacks import Callbacks
 from openhqm.egress import Egress, Runner
 from openhqm.forwarder import Forwarder
-from openhqm.front import Front
+from openhqm.front import Figures, Front
 from openhqm.handlers import Handlers, load_handlers
 from openhqm.handles import IdMint
 from openhqm.health import build_health_app, listen
@@ -103,7 +103,8 @@ class Process:
         for listener in (stats.on_event, metrics.on_event, logs.RequestLog(settings.log).on_event):
             lifecycle.add(listener)
         handles = await open_handles(settings, store)
-        front = Front(settings, store, handles, client, lifecycle) if takes_in else None
+        figures = Figures(stats.readiness, metrics.render)
+        front = Front(settings, store, handles, client, lifecycle, figures) if takes_in else None
 
         await self._listen(stack, store, stats, metrics, front)
         loops = {
