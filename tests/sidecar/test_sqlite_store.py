@@ -25,7 +25,7 @@ from tests.conformance.store_case import (
 from tests.conformance.store_contract import StoreContract
 
 from openhqm.errors import SettingsError, StoreUnavailable
-from openhqm.stores import sqlite_commits, sqlite_file, sqlite_ledger, sqlite_reader
+from openhqm.stores import sqlite_commits, sqlite_file, sqlite_reader, sqlite_rows
 from openhqm.stores.base import Accepted, Answer, Durability, Finish, OnLost, Options, State, Store
 from openhqm.stores.sqlite import SqliteStore
 from openhqm.stores.sqlite_file import DiskReserve
@@ -262,7 +262,7 @@ async def test_no_question_of_the_hot_paths_reads_the_whole_table(path: Path) ->
     connection = store._commits._connection
     statements = {
         name: sql
-        for module in (sqlite_ledger, sqlite_reader)
+        for module in (sqlite_rows, sqlite_reader)
         for name, sql in vars(module).items()
         if isinstance(sql, str) and sql.lstrip().startswith(("SELECT", "UPDATE", "DELETE"))
     }

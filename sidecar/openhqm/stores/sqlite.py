@@ -4,6 +4,7 @@
     sqlite_commits.py  many operations per transaction, one fsync
     sqlite_ledger.py   the transitions themselves
     sqlite_reader.py   reading records, on connections that only read
+    sqlite_rows.py     what rows and statements look like
     sqlite_file.py     the file: owner lock, checks, schema, free disk
 
 `sqlite:///relative/file` or `sqlite:////absolute/file`. `?synchronous=normal` gives up power
@@ -51,8 +52,9 @@ from openhqm.stores.base import (
 from openhqm.stores.blobs import FileBlobs, Garbage, record_of
 from openhqm.stores.clock import AnchoredClock, Clock
 from openhqm.stores.sqlite_commits import MOST_WEIGHT, GroupCommit
-from openhqm.stores.sqlite_ledger import LANES, Ledger
+from openhqm.stores.sqlite_ledger import Ledger
 from openhqm.stores.sqlite_reader import Reader
+from openhqm.stores.sqlite_rows import LANES
 from openhqm.stores.waiting import Bell, Listener, Watchers, lease_when_ready
 
 MAX_INLINE_BYTES = 1024 * 1024

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from openhqm.stores import rules
 from openhqm.stores.base import (
@@ -24,7 +23,6 @@ from openhqm.stores.base import (
     Existing,
     Extension,
     Finish,
-    Lane,
     Lease,
     NewRecord,
     OnLost,
@@ -35,136 +33,53 @@ from openhqm.stores.base import (
     Replay,
     Retry,
     Settlement,
-    State,
 )
 from openhqm.stores.blobs import Garbage
 from openhqm.stores.clock import Clock
+from openhqm.stores.sqlite_rows import (
+    BLOCKED,
+    BY_ID,
+    CANCELLED,
+    DELAYED,
+    DUE,
+    EXPIRED,
+    FAILED,
+    FINAL,
+    FINISH,
+    INSERT_ANSWER,
+    INSERT_RECORD,
+    INSERT_REQUEST,
+    LANES,
+    LEASABLE,
+    LEASABLE_OF_PRIORITY,
+    LEASE,
+    LEASED,
+    LEFT_LEASED,
+    NEXT_DUE,
+    NEXT_OF_KEY,
+    OUTLIVED_DUE,
+    OUTLIVED_ID,
+    PLACE,
+    QUEUED,
+    READ_FIGURES,
+    READY,
+    RETRYING,
+    RUNNING,
+    STATE_NUMBERS,
+    STATES,
+    WAIT,
+    WIDTH,
+    WRITE_FIGURES,
+    Figures,
+    Held,
+    body_columns,
+    body_of,
+    lease_of,
+    ready_priorities,
+)
 from openhqm.stores.timers import Timers
 
-STATES = tuple(State)
-LANES = tuple(Lane)
-QUEUED, RUNNING, RETRYING, DONE, FAILED, CANCELLED, EXPIRED = range(7)
-READY, DELAYED, BLOCKED, LEASED, FINAL = range(5)
-STATE_NUMBERS = {state: number for number, state in enumerate(STATES)}
-
-_HELD = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.epoch, r.attempts, r.claims, r.max_claims,
-    r.repeat, r.cancel_requested, r.accepted_at, r.ready_at, r.deadline, r.key, r.scope, r.parent,
-    r.replayed_as, r.request_bytes, r.history, q.blob, q.blob_bytes, q.callback"""
-_FROM = "FROM records r LEFT JOIN requests q ON q.seq = r.seq"
-_BY_ID = f"SELECT {_HELD} {_FROM} WHERE r.id = ?"
-_LEASABLE = f"""SELECT {_HELD}, q.envelope, q.body {_FROM}
-    WHERE r.place = 0 AND r.lane = ? ORDER BY r.priority DESC, r.seq LIMIT ?"""
-_LEASABLE_OF_PRIORITY = f"""SELECT {_HELD}, q.envelope, q.body {_FROM}
-    WHERE r.place = 0 AND r.lane = ? AND r.priority = ? ORDER BY r.seq LIMIT ?"""
-_NEXT_PRIORITY = """SELECT priority FROM records WHERE place = 0 AND lane = ? AND priority < ?
-    ORDER BY priority DESC LIMIT 1"""
-_DUE = f"""SELECT {_HELD} {_FROM} WHERE r.place = ? AND r.wake_at <= ? ORDER BY r.wake_at LIMIT 1"""
-_NEXT_DUE = "SELECT min(wake_at) FROM records WHERE place = ? AND wake_at IS NOT NULL"
-_NEXT_OF_KEY = f"""SELECT {_HELD} {_FROM}
-    WHERE r.lane = ? AND r.key = ? AND r.place < 4 ORDER BY r.seq LIMIT 1"""
-_LEFT_LEASED = f"SELECT {_HELD} {_FROM} WHERE r.place = 3 ORDER BY r.seq LIMIT ?"
-_OUTLIVED = """r.seq, r.id, r.lane, r.state, r.replayed_as, r.request_bytes + r.answer_bytes,
-    q.blob, q.blob_bytes, a.blob, a.blob_bytes
-    FROM records r LEFT JOIN requests q ON q.seq = r.seq LEFT JOIN answers a ON a.seq = r.seq"""
-_OUTLIVED_DUE = f"SELECT {_OUTLIVED} WHERE r.place = 4 AND r.wake_at <= ? ORDER BY r.wake_at LIMIT ?"
-_OUTLIVED_ID = f"SELECT {_OUTLIVED} WHERE r.place = 4 AND r.id = ?"
-_INSERT_RECORD = """INSERT INTO records (seq, id, lane, state, place, priority, max_claims, repeat,
-    accepted_at, ready_at, deadline, wake_at, key, scope, fingerprint, parent, replay_of, request_bytes)
-    VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-_INSERT_REQUEST = "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)"
-_INSERT_ANSWER = "INSERT INTO answers VALUES (?, ?, ?, ?, ?)"
-_LEASE = """UPDATE records SET state = 1, place = 3, epoch = ?, started_at = ?, wake_at = NULL
-    WHERE seq = ?"""
-_FINISH = """UPDATE records SET state = ?, place = 4, attempts = ?, claims = ?, finished_at = ?, wake_at = ?,
-    request_bytes = ?, answer_bytes = ?, reason = ?, history = ? WHERE seq = ?"""
-_WAIT = """UPDATE records SET state = ?, place = ?, attempts = ?, claims = ?, ready_at = ?, wake_at = ?,
-    history = ? WHERE seq = ?"""
-_PLACE = "UPDATE records SET place = ?, wake_at = ? WHERE seq = ?"
-_FIGURES = (
-    *(state.value for state in STATES),
-    "accepted",
-    "replayed",
-    "dead_letters",
-    "ready",
-    "bytes",
-    "stale",
-    "paused",
-)
-_WRITE_FIGURES = f"UPDATE lanes SET {', '.join(f'{name} = ?' for name in _FIGURES)} WHERE lane = ?"  # noqa: S608
-READ_FIGURES = f"SELECT {', '.join(_FIGURES)} FROM lanes WHERE lane = ?"  # noqa: S608
-_MOST_WOKEN = 256
-_ABOVE_ALL = 10
-
-
-class Held(NamedTuple):
-    """A record as transitions need it; `until` is when its lease ends."""
-
-    seq: int
-    id: bytes
-    lane: int
-    state: int
-    place: int
-    priority: int
-    epoch: int
-    attempts: int
-    claims: int
-    max_claims: int
-    repeat: int
-    cancel_requested: int
-    accepted_at: float
-    ready_at: float
-    deadline: float | None
-    key: bytes | None
-    scope: bytes | None
-    parent: bytes | None
-    replayed_as: bytes | None
-    request_bytes: int
-    history: bytes
-    blob: str | None
-    blob_bytes: int | None
-    callback: bytes | None
-    until: float = 0.0
-
-
-_WIDTH = len(Held._fields) - 1
-
-
-@dataclass(slots=True)
-class Figures:
-    """One lane's figures; `states` are now-figures for unfinished states, cumulative for finals."""
-
-    states: list[int] = field(default_factory=lambda: [0] * len(STATES))
-    accepted: int = 0
-    replayed: int = 0
-    dead_letters: int = 0
-    ready: int = 0
-    bytes: int = 0
-    stale: int = 0
-    paused: int = 0
-
-    @property
-    def waiting(self) -> int:
-        return self.states[QUEUED] + self.states[RETRYING]
-
-    @property
-    def unfinished(self) -> int:
-        return self.waiting + self.states[RUNNING]
-
-    def row(self) -> tuple[int, ...]:
-        return (
-            *self.states,
-            self.accepted,
-            self.replayed,
-            self.dead_letters,
-            self.ready,
-            self.bytes,
-            self.stale,
-            self.paused,
-        )
-
-    @classmethod
-    def of(cls, row: Sequence[int]) -> Figures:
-        return cls(list(row[: len(STATES)]), *row[len(STATES) :])
+MOST_WOKEN = 256
 
 
 class Ledger:
@@ -222,7 +137,7 @@ class Ledger:
         for lane, figures in enumerate(self._figures):
             row = figures.row()
             if row != self._written[lane]:
-                self._connection.execute(_WRITE_FIGURES, (*row, lane))
+                self._connection.execute(WRITE_FIGURES, (*row, lane))
 
     def committed(self) -> None:
         self._written = [figures.row() for figures in self._figures]
@@ -298,8 +213,8 @@ class Ledger:
         self._figures[lane].bytes += size + self._options.answer_reserve_bytes
 
     def insert(self, records: Sequence[tuple[Any, ...]], requests: Sequence[tuple[Any, ...]]) -> None:
-        self._connection.executemany(_INSERT_RECORD, records)
-        self._connection.executemany(_INSERT_REQUEST, requests)
+        self._connection.executemany(INSERT_RECORD, records)
+        self._connection.executemany(INSERT_REQUEST, requests)
 
     def take_seq(self) -> int:
         self._next_seq += 1
@@ -318,7 +233,7 @@ class Ledger:
     def lease(self, limit: int, lease_seconds: float, lane: int) -> list[Lease]:
         now = self._clock()
         if self.next_due_at <= now:
-            self.wake(_MOST_WOKEN)
+            self.wake(MOST_WOKEN)
         if self._figures[lane].paused:
             return []
         rows = self._choose(limit, lane)
@@ -327,14 +242,14 @@ class Ledger:
         leases, updates = [], []
         for row in rows:
             # Columns 3 to 6 are state, place, priority and epoch.
-            held = Held._make((*row[:3], RUNNING, LEASED, row[5], row[6] + 1, *row[7:_WIDTH], until))
+            held = Held._make((*row[:3], RUNNING, LEASED, row[5], row[6] + 1, *row[7:WIDTH], until))
             self._held[held.id] = held
             self._lapsing.set(held.seq, until)
             self._move(figures, row[3], RUNNING, held, "")
             updates.append((held.epoch, now, held.seq))
-            leases.append(_lease_of(held, row[_WIDTH], row[_WIDTH + 1]))
+            leases.append(lease_of(held, row[WIDTH], row[WIDTH + 1]))
         figures.ready -= len(leases)
-        self._connection.executemany(_LEASE, updates)
+        self._connection.executemany(LEASE, updates)
         return leases
 
     def _choose(self, limit: int, lane: int) -> list[tuple[Any, ...]]:
@@ -344,28 +259,20 @@ class Ledger:
         guarded = (before + limit) // every - before // every
         oldest = self._oldest(guarded, lane) if guarded else []
         seqs = {row[0] for row in oldest}
-        rows = self._connection.execute(_LEASABLE, (lane, limit)).fetchall()
+        rows = self._connection.execute(LEASABLE, (lane, limit)).fetchall()
         chosen = [row for row in rows if row[0] not in seqs][: limit - len(oldest)] + oldest
         self._leased[lane] += len(chosen)
         return chosen
 
     def _oldest(self, limit: int, lane: int) -> list[tuple[Any, ...]]:
         """The records accepted first, whatever their priority; none if there is one priority only."""
-        priorities = list(self.ready_priorities(self._connection, lane))
+        priorities = list(ready_priorities(self._connection, lane))
         if len(priorities) < 2:
             return []
         found: list[tuple[Any, ...]] = []
         for priority in priorities:
-            found += self._connection.execute(_LEASABLE_OF_PRIORITY, (lane, priority, limit)).fetchall()
+            found += self._connection.execute(LEASABLE_OF_PRIORITY, (lane, priority, limit)).fetchall()
         return sorted(found)[:limit]
-
-    @staticmethod
-    def ready_priorities(connection: sqlite3.Connection, lane: int) -> Iterable[int]:
-        """Priorities that leasable records have, highest first; one index look-up each."""
-        priority = _ABOVE_ALL
-        while row := connection.execute(_NEXT_PRIORITY, (lane, priority)).fetchone():
-            [priority] = row
-            yield priority
 
     def extend(self, leases: Sequence[tuple[bytes, int]], lease_seconds: float) -> list[Extension]:
         until = self._clock() + lease_seconds
@@ -443,9 +350,7 @@ class Ledger:
         state = RETRYING if attempts else QUEUED
         ready_at = self._clock() + max(delay_seconds, 0.0)
         wake_at = self._wakes_at(place, ready_at, held.deadline)
-        self._connection.execute(
-            _WAIT, (state, place, attempts, claims, ready_at, wake_at, history, held.seq)
-        )
+        self._connection.execute(WAIT, (state, place, attempts, claims, ready_at, wake_at, history, held.seq))
         figures.ready += place == READY
         self._move(figures, held.state, state, held, "")
         self._rung.add(held.lane)
@@ -469,7 +374,7 @@ class Ledger:
         answer_bytes = 0
         if answer is not None:
             answer_bytes = len(answer.head) + rules.body_bytes(answer.body)
-            self._answered.append((held.seq, answer.head, *_columns(answer.body)))
+            self._answered.append((held.seq, answer.head, *body_columns(answer.body)))
         figures.bytes += (
             request_bytes + answer_bytes - held.request_bytes - self._options.answer_reserve_bytes
         )
@@ -505,11 +410,11 @@ class Ledger:
             return
         finished, self._finished = self._finished, []
         answered, self._answered = self._answered, []
-        self._connection.executemany(_FINISH, finished)
+        self._connection.executemany(FINISH, finished)
         self._connection.executemany(
             "DELETE FROM requests WHERE seq = ?", [(row[-1],) for row in finished if row[0] != FAILED]
         )
-        self._connection.executemany(_INSERT_ANSWER, answered)
+        self._connection.executemany(INSERT_ANSWER, answered)
 
     def _put_callback(self, held: Held, now: float) -> None:
         batch = _Batch(self)
@@ -526,7 +431,7 @@ class Ledger:
 
     def _free_key(self, lane: int, key: bytes) -> None:
         """Let the next record of the key wait for its time or a consumer only."""
-        row = self._one(_NEXT_OF_KEY, lane, key)
+        row = self._one(NEXT_OF_KEY, lane, key)
         if row is not None:
             held = Held._make((*row, 0.0))
             if held.place == BLOCKED:
@@ -536,7 +441,7 @@ class Ledger:
         """Put a waiting record that is the first of its key where its time says."""
         place = DELAYED if held.ready_at > self._clock() else READY
         wake_at = self._wakes_at(place, held.ready_at, held.deadline)
-        self._connection.execute(_PLACE, (place, wake_at, held.seq))
+        self._connection.execute(PLACE, (place, wake_at, held.seq))
         self._figures[held.lane].ready += (place == READY) - (held.place == READY)
         self._rung.add(held.lane)
 
@@ -547,7 +452,7 @@ class Ledger:
             self._held[id] = held._replace(cancel_requested=1)
             self._connection.execute("UPDATE records SET cancel_requested = 1 WHERE seq = ?", (held.seq,))
             return
-        row = self._one(_BY_ID, id)
+        row = self._one(BY_ID, id)
         if row is not None and row[4] != FINAL:
             held = Held._make((*row, 0.0))
             self._finish(held, CANCELLED, held.attempts)
@@ -560,7 +465,7 @@ class Ledger:
         present = self._one("SELECT replay_of FROM records WHERE id = ?", replay.new_id)
         if present is not None:
             return bool(present[0] == replay.id)
-        row = self._one(_BY_ID, replay.id)
+        row = self._one(BY_ID, replay.id)
         if row is None:
             return False
         held = Held._make((*row, 0.0))
@@ -583,7 +488,7 @@ class Ledger:
         record = NewRecord(
             id=replay.new_id,
             envelope=envelope,
-            body=_body(body, held.blob, held.blob_bytes),
+            body=body_of(body, held.blob, held.blob_bytes),
             priority=held.priority,
             key=held.key,
             on_lost=OnLost.REPEAT if held.repeat else OnLost.UNKNOWN,
@@ -604,7 +509,7 @@ class Ledger:
         batch.write()
 
     def purge(self, ids: Sequence[bytes]) -> int:
-        rows = [row for id in dict.fromkeys(ids) if (row := self._one(_OUTLIVED_ID, id)) is not None]
+        rows = [row for id in dict.fromkeys(ids) if (row := self._one(OUTLIVED_ID, id)) is not None]
         self._delete(rows)
         return len(rows)
 
@@ -627,7 +532,7 @@ class Ledger:
 
     def lapse_orphaned(self, limit: int) -> list[Change]:
         """Judge leases that another process held and took with it."""
-        rows = self._connection.execute(_LEFT_LEASED, (limit,)).fetchall()
+        rows = self._connection.execute(LEFT_LEASED, (limit,)).fetchall()
         lapsed = [Held._make((*row, 0.0)) for row in rows]
         for held in lapsed:
             self._held[held.id] = held
@@ -658,7 +563,7 @@ class Ledger:
         return self._changes[before:]
 
     def _wake_one(self, place: int, now: float) -> bool:
-        row = self._one(_DUE, place, now)
+        row = self._one(DUE, place, now)
         if row is None:
             return False
         held = Held._make((*row, 0.0))
@@ -670,11 +575,11 @@ class Ledger:
         return True
 
     def _read_next_due(self) -> None:
-        found = [self._one(_NEXT_DUE, place) for place in (READY, DELAYED, BLOCKED)]
+        found = [self._one(NEXT_DUE, place) for place in (READY, DELAYED, BLOCKED)]
         self.next_due_at = min((row[0] for row in found if row and row[0] is not None), default=math.inf)
 
     def delete_outlived(self, limit: int) -> int:
-        rows = self._connection.execute(_OUTLIVED_DUE, (self._clock(), limit)).fetchall()
+        rows = self._connection.execute(OUTLIVED_DUE, (self._clock(), limit)).fetchall()
         self._delete(rows)
         return len(rows)
 
@@ -767,32 +672,8 @@ class _Batch:
                 size,
             )
         )
-        self._requests.append((seq, record.envelope, *_columns(record.body), record.callback))
+        self._requests.append((seq, record.envelope, *body_columns(record.body), record.callback))
 
     def write(self) -> None:
         if self._records:
             self._ledger.insert(self._records, self._requests)
-
-
-def _columns(body: Body) -> tuple[bytes | None, str | None, int | None]:
-    return (body, None, None) if isinstance(body, bytes) else (None, body.name, body.size)
-
-
-def _body(inline: bytes | None, blob: str | None, blob_bytes: int | None) -> Body:
-    return BlobRef(blob, blob_bytes or 0) if blob is not None else inline or b""
-
-
-def _lease_of(held: Held, envelope: bytes, body: bytes | None) -> Lease:
-    return Lease(
-        id=held.id,
-        epoch=held.epoch,
-        attempt=held.attempts + 1,
-        claims=held.claims,
-        envelope=envelope,
-        body=_body(body, held.blob, held.blob_bytes),
-        accepted_at=held.accepted_at,
-        deadline=held.deadline,
-        key=held.key,
-        priority=held.priority,
-        parent=held.parent,
-    )

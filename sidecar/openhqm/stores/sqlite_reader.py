@@ -9,9 +9,9 @@ from typing import Any
 
 from openhqm.errors import StoreUnavailable
 from openhqm.stores import rules
-from openhqm.stores.base import Answer, BlobRef, Body, Counts, Lane, Page, Record, State, Want
+from openhqm.stores.base import Answer, Body, Counts, Lane, Page, Record, State, Want
 from openhqm.stores.clock import Clock
-from openhqm.stores.sqlite_ledger import (
+from openhqm.stores.sqlite_rows import (
     FAILED,
     FINAL,
     LANES,
@@ -20,7 +20,8 @@ from openhqm.stores.sqlite_ledger import (
     STATE_NUMBERS,
     STATES,
     Figures,
-    Ledger,
+    body_of,
+    ready_priorities,
 )
 
 _COLUMNS = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.attempts, r.claims, r.epoch, r.accepted_at,
@@ -106,7 +107,7 @@ class Reader:
             return True
 
     def _first_ready(self, lane: int) -> list[tuple[int, float]]:
-        priorities = Ledger.ready_priorities(self._connection, lane)
+        priorities = ready_priorities(self._connection, lane)
         return [row for priority in priorities if (row := self._one(_FIRST_READY, lane, priority))]
 
     def _record(self, row: tuple[Any, ...], want: Want, front: tuple[int | None, int]) -> Record:
@@ -146,11 +147,11 @@ class Reader:
 
     def _request(self, seq: int) -> tuple[bytes, Body] | None:
         row = self._one(_REQUEST, seq)
-        return None if row is None else (row[0], _body(*row[1:]))
+        return None if row is None else (row[0], body_of(*row[1:]))
 
     def _answer(self, seq: int) -> Answer | None:
         row = self._one(_ANSWER, seq)
-        return None if row is None else Answer(row[0], _body(*row[1:]))
+        return None if row is None else Answer(row[0], body_of(*row[1:]))
 
     def _one(self, sql: str, *values: object) -> tuple[Any, ...] | None:
         return self._connection.execute(sql, values).fetchone()  # type: ignore[no-any-return]
@@ -159,10 +160,6 @@ class Reader:
 def _one_of(numbers: set[int]) -> str:
     [first, *rest] = sorted(numbers)
     return f"= {first}" if not rest else f"IN ({', '.join(map(str, (first, *rest)))})"
-
-
-def _body(inline: bytes | None, blob: str | None, blob_bytes: int | None) -> Body:
-    return BlobRef(blob, blob_bytes or 0) if blob is not None else inline or b""
 
 
 @contextmanager

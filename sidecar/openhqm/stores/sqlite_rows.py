@@ -1,0 +1,174 @@
+"""What the SQLite store's rows and statements look like, for the ledger and the readers.
+
+Every statement finds its rows by an index of `sqlite_schema.sql`; a test looks at their plans.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from openhqm.stores.base import (
+    BlobRef,
+    Body,
+    Lane,
+    Lease,
+    State,
+)
+
+STATES = tuple(State)
+LANES = tuple(Lane)
+QUEUED, RUNNING, RETRYING, DONE, FAILED, CANCELLED, EXPIRED = range(7)
+READY, DELAYED, BLOCKED, LEASED, FINAL = range(5)
+STATE_NUMBERS = {state: number for number, state in enumerate(STATES)}
+
+HELD = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.epoch, r.attempts, r.claims, r.max_claims,
+    r.repeat, r.cancel_requested, r.accepted_at, r.ready_at, r.deadline, r.key, r.scope, r.parent,
+    r.replayed_as, r.request_bytes, r.history, q.blob, q.blob_bytes, q.callback"""
+FROM = "FROM records r LEFT JOIN requests q ON q.seq = r.seq"
+BY_ID = f"SELECT {HELD} {FROM} WHERE r.id = ?"
+LEASABLE = f"""SELECT {HELD}, q.envelope, q.body {FROM}
+    WHERE r.place = 0 AND r.lane = ? ORDER BY r.priority DESC, r.seq LIMIT ?"""
+LEASABLE_OF_PRIORITY = f"""SELECT {HELD}, q.envelope, q.body {FROM}
+    WHERE r.place = 0 AND r.lane = ? AND r.priority = ? ORDER BY r.seq LIMIT ?"""
+NEXT_PRIORITY = """SELECT priority FROM records WHERE place = 0 AND lane = ? AND priority < ?
+    ORDER BY priority DESC LIMIT 1"""
+DUE = f"""SELECT {HELD} {FROM} WHERE r.place = ? AND r.wake_at <= ? ORDER BY r.wake_at LIMIT 1"""
+NEXT_DUE = "SELECT min(wake_at) FROM records WHERE place = ? AND wake_at IS NOT NULL"
+NEXT_OF_KEY = f"""SELECT {HELD} {FROM}
+    WHERE r.lane = ? AND r.key = ? AND r.place < 4 ORDER BY r.seq LIMIT 1"""
+LEFT_LEASED = f"SELECT {HELD} {FROM} WHERE r.place = 3 ORDER BY r.seq LIMIT ?"
+OUTLIVED = """r.seq, r.id, r.lane, r.state, r.replayed_as, r.request_bytes + r.answer_bytes,
+    q.blob, q.blob_bytes, a.blob, a.blob_bytes
+    FROM records r LEFT JOIN requests q ON q.seq = r.seq LEFT JOIN answers a ON a.seq = r.seq"""
+OUTLIVED_DUE = f"SELECT {OUTLIVED} WHERE r.place = 4 AND r.wake_at <= ? ORDER BY r.wake_at LIMIT ?"
+OUTLIVED_ID = f"SELECT {OUTLIVED} WHERE r.place = 4 AND r.id = ?"
+INSERT_RECORD = """INSERT INTO records (seq, id, lane, state, place, priority, max_claims, repeat,
+    accepted_at, ready_at, deadline, wake_at, key, scope, fingerprint, parent, replay_of, request_bytes)
+    VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT_REQUEST = "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_ANSWER = "INSERT INTO answers VALUES (?, ?, ?, ?, ?)"
+LEASE = """UPDATE records SET state = 1, place = 3, epoch = ?, started_at = ?, wake_at = NULL
+    WHERE seq = ?"""
+FINISH = """UPDATE records SET state = ?, place = 4, attempts = ?, claims = ?, finished_at = ?, wake_at = ?,
+    request_bytes = ?, answer_bytes = ?, reason = ?, history = ? WHERE seq = ?"""
+WAIT = """UPDATE records SET state = ?, place = ?, attempts = ?, claims = ?, ready_at = ?, wake_at = ?,
+    history = ? WHERE seq = ?"""
+PLACE = "UPDATE records SET place = ?, wake_at = ? WHERE seq = ?"
+FIGURES = (
+    *(state.value for state in STATES),
+    "accepted",
+    "replayed",
+    "dead_letters",
+    "ready",
+    "bytes",
+    "stale",
+    "paused",
+)
+WRITE_FIGURES = f"UPDATE lanes SET {', '.join(f'{name} = ?' for name in FIGURES)} WHERE lane = ?"  # noqa: S608
+READ_FIGURES = f"SELECT {', '.join(FIGURES)} FROM lanes WHERE lane = ?"  # noqa: S608
+
+
+class Held(NamedTuple):
+    """A record as transitions need it; `until` is when its lease ends."""
+
+    seq: int
+    id: bytes
+    lane: int
+    state: int
+    place: int
+    priority: int
+    epoch: int
+    attempts: int
+    claims: int
+    max_claims: int
+    repeat: int
+    cancel_requested: int
+    accepted_at: float
+    ready_at: float
+    deadline: float | None
+    key: bytes | None
+    scope: bytes | None
+    parent: bytes | None
+    replayed_as: bytes | None
+    request_bytes: int
+    history: bytes
+    blob: str | None
+    blob_bytes: int | None
+    callback: bytes | None
+    until: float = 0.0
+
+
+WIDTH = len(Held._fields) - 1
+
+
+@dataclass(slots=True)
+class Figures:
+    """One lane's figures; `states` are now-figures for unfinished states, cumulative for finals."""
+
+    states: list[int] = field(default_factory=lambda: [0] * len(STATES))
+    accepted: int = 0
+    replayed: int = 0
+    dead_letters: int = 0
+    ready: int = 0
+    bytes: int = 0
+    stale: int = 0
+    paused: int = 0
+
+    @property
+    def waiting(self) -> int:
+        return self.states[QUEUED] + self.states[RETRYING]
+
+    @property
+    def unfinished(self) -> int:
+        return self.waiting + self.states[RUNNING]
+
+    def row(self) -> tuple[int, ...]:
+        return (
+            *self.states,
+            self.accepted,
+            self.replayed,
+            self.dead_letters,
+            self.ready,
+            self.bytes,
+            self.stale,
+            self.paused,
+        )
+
+    @classmethod
+    def of(cls, row: Sequence[int]) -> Figures:
+        return cls(list(row[: len(STATES)]), *row[len(STATES) :])
+
+
+def body_columns(body: Body) -> tuple[bytes | None, str | None, int | None]:
+    return (body, None, None) if isinstance(body, bytes) else (None, body.name, body.size)
+
+
+def body_of(inline: bytes | None, blob: str | None, blob_bytes: int | None) -> Body:
+    return BlobRef(blob, blob_bytes or 0) if blob is not None else inline or b""
+
+
+def lease_of(held: Held, envelope: bytes, body: bytes | None) -> Lease:
+    return Lease(
+        id=held.id,
+        epoch=held.epoch,
+        attempt=held.attempts + 1,
+        claims=held.claims,
+        envelope=envelope,
+        body=body_of(body, held.blob, held.blob_bytes),
+        accepted_at=held.accepted_at,
+        deadline=held.deadline,
+        key=held.key,
+        priority=held.priority,
+        parent=held.parent,
+    )
+
+
+def ready_priorities(connection: sqlite3.Connection, lane: int) -> Iterable[int]:
+    """Priorities that leasable records have, highest first; one index look-up each."""
+    priority = 10  # above all there are
+    while row := connection.execute(NEXT_PRIORITY, (lane, priority)).fetchone():
+        [priority] = row
+        yield priority
