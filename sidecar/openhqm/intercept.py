@@ -78,7 +78,13 @@ class InterceptConnection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> StreamResponse:
-        """Answer for aiohttp: 400 for what it cannot parse, 500 for what ingress let escape."""
+        """Answer for aiohttp: 400 for what it cannot parse, 500 for what ingress let escape.
+
+        Raises:
+            ConnectionError: there is nobody to answer; aiohttp ends the connection without a word.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
         if status != 400:
             log.error("request.crashed", exc_info=exc)
             if request.writer.output_size > 0:

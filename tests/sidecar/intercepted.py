@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from aiohttp.web import Server
 
 from openhqm import openapi
 from openhqm.acceptor import Acceptor
@@ -49,6 +50,7 @@ class Intercept:
     acceptor: Acceptor
     handles: Handles
     port: int
+    server: Server
     events: list[Event] = field(default_factory=list)
     submitter: Submitter | None = None
 
@@ -248,6 +250,7 @@ async def intercepting(
             acceptor,
             handles,
             listener.sockets[0].getsockname()[1],
+            server,
             events,
             submitter,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -64,3 +65,16 @@ async def test_connections_that_send_nothing_are_closed(seconds):
         connection.write(b"POST / HTTP/1.1\r\nHost:")
 
         assert await connection.is_closed_by_server()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_ours():
+    async with intercepting() as port:
+        with capture_logs() as logs:
+            async with port.connected() as connection:
+                connection.write(get(b"/", b"Expect: 100-continue", b"Content-Length: 9", method=b"POST"))
+                await connection.reader.readuntil(b"\r\n\r\n")
+            while port.server.connections:
+                await asyncio.sleep(0)
+
+        assert logs == []
+        assert await port.stored() == []
