@@ -358,6 +358,24 @@ async def test_an_operation_that_fails_does_not_poison_its_batch(path: Path) -> 
     await store.close()
 
 
+async def test_a_transaction_that_cannot_begin_changes_nothing(path: Path) -> None:
+    """Somebody opened the file with another tool and holds its write lock."""
+    store = await opened(path)
+    await store.accept([new(), new()])
+    held = await take_one(store)
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as intruder:
+        intruder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="locked"):
+            await store.accept([new()])
+        intruder.execute("ROLLBACK")
+
+    assert await store.settle([Finish(held.id, held.epoch, State.DONE)]) == [True]
+    assert len(await take(store, 5)) == 1
+    await audit(store, Options())
+    await store.close()
+
+
 async def test_a_cancelled_caller_gives_its_leases_back(path: Path) -> None:
     """The lease may be committed already when its caller goes away; it must not be held for nobody."""
     store = await opened(path)

@@ -72,7 +72,14 @@ def connect(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
     Source: sqlite.org/wal.html: before 3.51.3 two connections that write or checkpoint at once can
     corrupt a WAL file, so automatic checkpoints are off and readers open with `connect_reader`.
     """
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    connection = sqlite3.connect(
+        path,
+        # Nobody else writes; whoever does all the same must not stop the event loop.
+        timeout=0,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
     for pragma in (
         "journal_mode = WAL",
         f"synchronous = {synchronous}",
@@ -95,7 +102,9 @@ def connect(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
 
 def connect_reader(path: Path) -> sqlite3.Connection:
     """Open a connection that only reads."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    connection = sqlite3.connect(
+        path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=64
+    )
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB // 4}")

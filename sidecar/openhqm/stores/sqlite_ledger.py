@@ -117,7 +117,7 @@ class Ledger:
         self._rung: set[int] = set()
         self._finished: list[tuple[Any, ...]] = []
         self._answered: list[tuple[Any, ...]] = []
-        self._undo: Callable[[], None] = lambda: None
+        self._undo: Callable[[], None] | None = None
 
     # -- the transaction's frame
 
@@ -143,11 +143,15 @@ class Ledger:
         self._written = [figures.row() for figures in self._figures]
         changes, rung = self._changes, self._rung
         self._garbage.add(*self._dropped)
+        self._undo = None
         self._forget()
         self._on_committed(changes, rung)
 
     def roll_back(self) -> None:
-        self._undo()
+        # There is nothing to undo when the transaction could not even begin.
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
         self._forget()
         self.next_due_at = -math.inf
 
