@@ -298,10 +298,18 @@ def test_backends_say_what_to_install() -> None:
 
 async def test_check_tells_what_works_and_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENHQM_STORE__REQUIRE_DURABILITY", "none")
-    async with TestServer(web.Application()) as server:
-        good = await asyncio.to_thread(
-            invoke, "check", "--json", "--store", "memory:", "--app", f"http://127.0.0.1:{server.port}"
-        )
+    looked_at = asyncio.Event()
+
+    async def app_that_listens(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        looked_at.set()
+
+    async with await asyncio.start_server(app_that_listens, "127.0.0.1", 0) as server:
+        app_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        good = await asyncio.to_thread(invoke, "check", "--json", "--store", "memory:", "--app", app_url)
+        await looked_at.wait()
     port = unused_port()
     bad = await asyncio.to_thread(
         invoke, "check", "--json", "--store", "odd://x", "--app", f"http://127.0.0.1:{port}"

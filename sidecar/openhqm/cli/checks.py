@@ -61,6 +61,7 @@ async def _app(settings: Settings) -> Finding:
     except OSError as exc:
         return Finding("app", False, f"{settings.app.url}: {exc.strerror or exc}")
     writer.close()
+    await writer.wait_closed()
     return Finding("app", True, f"{settings.app.url} takes connections")
 
 
