@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
-from tests.sidecar.intercepted import get, intercepting, post
+from tests.sidecar.intercepted import OK, get, intercepting, post
+from tests.sidecar.raw_app import always, running
 
 from openhqm.errors import BadRequest, StoreUnavailable
 from openhqm.lifecycle import Happening
@@ -515,3 +517,72 @@ def _chunked(body: bytes, size: int) -> bytes:
     chunks = [body[n : n + size] for n in range(0, len(body), size)]
     framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
     return get(b"/", b"Transfer-Encoding: chunked", method=b"POST") + framed + b"0\r\n\r\n"
+
+
+async def test_the_replayed_head_says_who_the_client_was():
+    async with intercepting() as port:
+        await port.send(post(b"/a", b"", b"X-Forwarded-For: 6.6.6.6"))
+
+        ((head, _),) = await port.stored()
+        assert head.endswith(
+            b"\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: x\r\n"
+            b"Via: 1.1 openhqm\r\n\r\n"
+        )
+
+
+async def test_a_shadow_route_passes_and_counts():
+    async with running(always(OK)) as app, intercepting(app.url, routes=[{"action": "shadow"}]) as port:
+        got = await port.send(post(b"/a", b"x"))
+
+        assert (got.status, len(app.requests)) == (200, 1)
+        assert await port.stored() == []
+        assert [event.what for event in port.events] == [Happening.SHADOWED]
+
+
+async def test_a_websocket_passes_even_where_all_is_queued():
+    async def echo(peer):
+        await peer.request()
+        await peer.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+        await peer.send((await peer.reader.readexactly(5)).upper())
+
+    async with running(echo) as app, intercepting(app.url, routes=[{"action": "queue"}]) as port:
+        async with port.connected() as connection:
+            connection.write(get(b"/ws", b"Connection: Upgrade", b"Upgrade: websocket"))
+            head = await connection.reader.readuntil(b"\r\n\r\n")
+            connection.write(b"hello")
+            echoed = await connection.reader.readexactly(5)
+
+        assert head.startswith(b"HTTP/1.1 101 ")
+        assert echoed == b"HELLO"
+        assert await port.stored() == []
+
+
+async def test_an_app_that_is_not_there_is_told_as_a_problem_on_pass():
+    async with intercepting("http://127.0.0.1:1") as port:
+        got = await port.send(get(b"/a"))
+
+        assert (got.status, got[b"openhqm-error"]) == (502, b"app-unreachable")
+
+
+async def test_clients_that_come_and_go_at_random_leave_nothing_behind():
+    """Each leaves at a random byte of a request whose answer it waits for; others are served meanwhile."""
+    source = random.Random(7)
+    async with intercepting(routes=[{"action": "queue", "wait_seconds": 60}]) as port:
+        for n in range(200):
+            data = post(b"/%d" % n, b"x" * source.randrange(2000))
+            async with port.connected() as connection:
+                connection.write(data[: source.randrange(len(data) + 1)])
+        async with port.connected() as connection:
+            connection.write(post(b"/last", b"whole", b"Prefer: wait=0"))
+            assert (await connection.answer()).status == 202
+        while port.server.connections:
+            for lease in await port.store.lease(100, lease_seconds=30, wait_seconds=0):
+                await port.finish(lease)
+            await asyncio.sleep(0)
+
+        assert port.waiters.waiting == 0
+        counts = await port.store.counts()
+        assert counts.conserved
+        assert counts.accepted == counts.done + counts.queued
