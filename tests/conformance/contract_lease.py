@@ -11,6 +11,7 @@ from tests.conformance.store_case import (
     fresh_id,
     get_one,
     new,
+    reach_its_wait,
     take,
     take_one,
 )
@@ -129,8 +130,7 @@ class LeaseContract(StoreFixtures):
             await raw.pause(True)
             await raw.accept([new()])
         waiting = asyncio.create_task(take(raw, 5, wait_seconds=30, lane=lane))
-        # The waiter must be waiting, not just created, when the cause comes.
-        await asyncio.sleep(0.02)
+        await reach_its_wait()
 
         match cause:
             case "accept":
@@ -160,7 +160,7 @@ class LeaseContract(StoreFixtures):
 
     async def test_a_waiting_lease_that_is_cancelled_takes_nothing(self, raw: Store) -> None:
         waiting = asyncio.create_task(take(raw, wait_seconds=30))
-        await asyncio.sleep(0.02)
+        await reach_its_wait()
 
         waiting.cancel()
         await asyncio.wait([waiting])

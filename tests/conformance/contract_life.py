@@ -14,6 +14,7 @@ from tests.conformance.store_case import (
     fresh_id,
     get_one,
     new,
+    reach_its_wait,
     take,
     take_one,
 )
@@ -123,7 +124,7 @@ class LifeContract(StoreFixtures):
 
     async def test_closing_ends_a_waiting_lease(self, raw: Store) -> None:
         waiting = asyncio.create_task(take(raw, 5, wait_seconds=60))
-        await asyncio.sleep(0.02)
+        await reach_its_wait()
 
         async with asyncio.timeout(5):
             await raw.close()

@@ -13,6 +13,7 @@ from tests.conformance.store_case import (
     eventually,
     get_one,
     new,
+    reach_its_wait,
     take,
     take_one,
 )
@@ -218,7 +219,7 @@ class UpkeepContract(StoreFixtures):
         noticed: list[Change] = []
         stop = other.watch(noticed.extend)
         waiting = asyncio.create_task(take(other, wait_seconds=30))
-        await asyncio.sleep(0.02)
+        await reach_its_wait()
         record = new()
 
         await raw.accept([record])

@@ -105,6 +105,14 @@ async def all_records(store: Store, lane: Lane, want: Want = Want.STATE) -> list
             return records
 
 
+async def reach_its_wait() -> None:
+    """Give a task just made the time to begin waiting.
+
+    The outcome must be the same if it has not: work that comes first is found, not waited for.
+    """
+    await asyncio.sleep(0.02)
+
+
 async def eventually(holds: Callable[[], bool], within_seconds: float = 5.0) -> None:
     """Wait for a condition that another task or process brings about."""
     async with asyncio.timeout(within_seconds):
