@@ -96,6 +96,14 @@ async def test_full_synchronous_survives_power_and_normal_the_process_only(path:
     assert normal.abilities.durability is Durability.PROCESS
 
 
+async def test_the_folder_is_made_and_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "some" / "where" / "openhqm.db"
+
+    await (await opened(path)).close()
+
+    assert [folder.stat().st_mode & 0o777 for folder in (path.parent, path.parent.parent)] == [0o700, 0o700]
+
+
 async def test_a_second_owner_is_refused_naming_the_first(path: Path) -> None:
     first = await opened(path)
 

@@ -179,7 +179,7 @@ class _FileWriter:
 
     def _flush(self) -> FileIO:
         if self._file is None:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             self._file = FileIO(self._partial, "wb")
         rest = memoryview(b"".join(self._waiting))
         self._waiting, self._waiting_bytes = [], 0
@@ -223,6 +223,14 @@ class Garbage:
         except (OSError, StoreUnavailable) as exc:
             self._refs += refs
             _log.warning("blob.delete_failed", blobs=len(refs), error=str(exc))
+
+
+def make_folder(folder: Path) -> None:
+    """Make *folder* and those above it, private to us, so that they survive a power cut."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        fsync_folder(folder.parent)
 
 
 def fsync_folder(folder: Path) -> None:

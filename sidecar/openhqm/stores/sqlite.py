@@ -49,7 +49,7 @@ from openhqm.stores.base import (
     State,
     Want,
 )
-from openhqm.stores.blobs import FileBlobs, Garbage, record_of
+from openhqm.stores.blobs import FileBlobs, Garbage, make_folder, record_of
 from openhqm.stores.clock import AnchoredClock, Clock
 from openhqm.stores.sqlite_commits import MOST_WEIGHT, GroupCommit
 from openhqm.stores.sqlite_ledger import Ledger
@@ -127,7 +127,7 @@ class SqliteStore:
     async def open(self) -> None:
         """Raises SettingsError: another owner, a damaged file, a newer schema; nothing was changed."""
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             self._lock.acquire()
             try:
                 with file.damage_named(self._path):
