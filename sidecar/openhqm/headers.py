@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from openhqm.errors import BadRequest
+from openhqm.errors import BadRequest, SettingsError
 from openhqm.settings import IngressSettings
 
 Pair = tuple[bytes, bytes]
@@ -129,9 +129,18 @@ class Forwarding:
 
     @classmethod
     def from_settings(cls, ingress: IngressSettings, app_url: str | None) -> Forwarding:
-        """Read the settings once; *app_url* names the default Host."""
+        """Read the settings once; *app_url* names the default Host.
+
+        Raises:
+            SettingsError: a trusted proxy is not a network, or the app's host is not ASCII.
+        """
         host = app_url.partition("://")[2] if app_url else "localhost"
-        return cls(enabled=ingress.forwarded_headers, trusted=ingress.trusted_proxies, default_host=host)
+        try:
+            return cls(enabled=ingress.forwarded_headers, trusted=ingress.trusted_proxies, default_host=host)
+        except UnicodeEncodeError as exc:
+            raise SettingsError("app.url: write the host name in ASCII (xn--...)") from exc
+        except ValueError as exc:
+            raise SettingsError(f"ingress.trusted_proxies: {exc}") from exc
 
     def trusts(self, peer: str) -> bool:
         """Whether the claims of *peer*, an IP address, are believed."""

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from openhqm.errors import SettingsError
 from openhqm.headers import Pair
 from openhqm.settings import RouteMatch, RouteSettings
 
@@ -56,6 +57,7 @@ class Routes:
     """
 
     def __init__(self, rules: Sequence[RouteSettings] = ()) -> None:
+        """Compile the rules. Raises SettingsError for a regular expression that bytes cannot match."""
         self._rules = tuple((_conditions(rule.match), _decision(rule)) for rule in rules)
 
     def decide(
@@ -101,7 +103,7 @@ def _conditions(match: RouteMatch) -> tuple[_Condition, ...]:
         prefix = match.prefix.encode()
         found.append(lambda _method, path, _pairs: path.startswith(prefix))
     if match.regex is not None:
-        matches = re.compile(match.regex.encode()).fullmatch
+        matches = _compiled(match.regex).fullmatch
         found.append(lambda _method, path, _pairs: matches(path) is not None)
     found += [
         _header_condition(
@@ -110,6 +112,14 @@ def _conditions(match: RouteMatch) -> tuple[_Condition, ...]:
         for header in match.headers
     ]
     return tuple(found)
+
+
+def _compiled(regex: str) -> re.Pattern[bytes]:
+    try:
+        return re.compile(regex.encode())
+    except re.error as exc:
+        # What is fine for text may mean nothing for bytes: \u00e9, \N{...}.
+        raise SettingsError(f"routes: match.regex is matched against bytes: {exc}") from exc
 
 
 def _header_condition(name: bytes, exact: bytes | None) -> _Condition:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openhqm.errors import BadRequest
+from openhqm.errors import BadRequest, SettingsError
 from openhqm.headers import Forwarding, remaining_preferences, request_head, strip_hop_by_hop
+from openhqm.settings import IngressSettings
 
 SILENT = Forwarding(enabled=False)
 HOST = (b"Host", b"app.example")
@@ -173,3 +174,16 @@ def test_every_head_parses_to_what_was_recorded(pairs, length):
     assert names.count(b"content-length") == (length is not None)
     assert b"transfer-encoding" not in names
     assert (event.method, event.target) == (b"POST", b"/a")
+
+
+@pytest.mark.parametrize(
+    ("ingress", "app_url", "named"),
+    [
+        ({"trusted_proxies": ["10.0.0.0/99"]}, "http://a", "ingress.trusted_proxies"),
+        ({"trusted_proxies": ["proxy.local"]}, "http://a", "ingress.trusted_proxies"),
+        ({}, "http://b\u00fccher", "app.url"),
+    ],
+)
+def test_settings_that_cannot_be_used_stop_the_start(ingress, app_url, named):
+    with pytest.raises(SettingsError, match=named):
+        Forwarding.from_settings(IngressSettings.model_validate(ingress), app_url)

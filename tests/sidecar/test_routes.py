@@ -2,6 +2,7 @@
 
 import pytest
 
+from openhqm.errors import SettingsError
 from openhqm.routes import Action, Routes
 from openhqm.settings import RouteSettings
 
@@ -85,3 +86,8 @@ def test_the_first_matching_rule_wins_and_brings_its_overrides():
     assert (slow.action, slow.wait_seconds, slow.repeat, slow.priority) == (Action.QUEUE, 5.0, True, 9)
     assert routes.decide(b"GET", b"/slower", []).action is Action.REJECT
     assert routes.decide(b"POST", b"/other", []).action is Action.SHADOW
+
+
+def test_a_regular_expression_that_bytes_cannot_match_stops_the_start():
+    with pytest.raises(SettingsError, match=r"routes: match\.regex"):
+        Routes([rule("queue", regex="/\\u00e9")])
