@@ -14,7 +14,9 @@ import pytest
 from tests.sidecar.intercepted import OK, Connection, Intercept, get, intercepting
 from tests.sidecar.raw_app import RawApp, always, running
 
-H = b"Host: x\r\n"
+# The loop that serves in production; `test_ingress.py` runs on both.
+on_uvloop = pytest.mark.asyncio(loop_factories=["uvloop"])
+
 POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
 LONG = b"a" * 20_000
 
@@ -380,6 +382,7 @@ def test_the_table_has_at_least_a_hundred_rows():
     assert len(ROWS) >= 100
 
 
+@on_uvloop
 @pytest.mark.parametrize("action", ["queue", "pass"])
 @pytest.mark.parametrize(("raw", "expected"), ROWS)
 async def test_a_request_is_taken_exactly_or_refused_whole(
@@ -440,6 +443,7 @@ def unchunked(data: bytes) -> bytes:
     return body
 
 
+@on_uvloop
 @pytest.mark.parametrize("action", ["queue", "pass"])
 class TestSequences:
     """What comes behind a request on the same connection."""
