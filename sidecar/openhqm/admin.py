@@ -256,6 +256,8 @@ class _Admin:
             raise UnknownHandle("no such request")
         if record.state is State.CANCELLED:
             self._lifecycle.emit(Event(Happening.CANCELLED, id=record.id, reason="operator"))
+        elif not record.state.is_final:
+            self._lifecycle.emit(Event(Happening.CANCEL_REQUESTED, id=record.id, reason="operator"))
         return json_response(details(record))
 
     async def replay(self, request: web.Request) -> web.Response:

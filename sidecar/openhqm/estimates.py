@@ -1,20 +1,17 @@
 """How long a queued request will probably take: the figure behind Retry-After and the ETA.
 
-Asked by ingress and results; reads the Store's counts at most once a second, in the background, and
-only while somebody asks. An estimate for clients, never a decision.
+Asked by ingress and results; learns from the samples that `sampling.py` takes once a second. An
+estimate for clients, never a decision.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Callable
 
-from openhqm.errors import StoreUnavailable
-from openhqm.stores.base import Counts, Store
+from openhqm.stores.base import Counts, Lane
 
-REFRESH_SECONDS = 1.0
 MAX_RETRY_AFTER_SECONDS = 300
 _SMOOTHING = 0.3
 """Weight of the newest second in the rate: follows a change of pace within a few seconds."""
@@ -27,18 +24,21 @@ class DrainRate:
         clock: monotonic seconds.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store = store
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._refreshed_at = -math.inf
-        self._refresh: asyncio.Task[None] | None = None
         self._ended: int | None = None
         self._observed_at = 0.0
         self.backlog = 0
         self.per_second: float | None = None
 
-    def observe(self, counts: Counts) -> None:
-        """Learn from counts read just now."""
+    def sampled(self, lane: Lane, counts: Counts | None) -> None:
+        """Learn from a sample; while the store is away, no estimate is better than an old one."""
+        if counts is None:
+            self.per_second = None
+        elif lane is Lane.REQUESTS:
+            self._observe(counts)
+
+    def _observe(self, counts: Counts) -> None:
         now = self._clock()
         ended = counts.done + counts.failed + counts.cancelled + counts.expired
         if self._ended is not None and now > self._observed_at:
@@ -49,7 +49,6 @@ class DrainRate:
 
     def eta_seconds(self, position: int | None) -> float | None:
         """Return when a record with *position* others ahead will be run; None when not known."""
-        self._refresh_soon()
         if position is None or not self.per_second:
             return None
         return round((position + 1) / self.per_second, 3)
@@ -58,21 +57,3 @@ class DrainRate:
         """Return when to ask again, in whole seconds, at least 1; by default as the last in line."""
         eta = self.eta_seconds(self.backlog if position is None else position)
         return 1 if eta is None else min(max(math.ceil(eta), 1), MAX_RETRY_AFTER_SECONDS)
-
-    async def close(self) -> None:
-        """Stop reading the counts."""
-        if self._refresh is not None:
-            self._refresh.cancel()
-            await asyncio.gather(self._refresh, return_exceptions=True)
-
-    def _refresh_soon(self) -> None:
-        now = self._clock()
-        if now - self._refreshed_at >= REFRESH_SECONDS:
-            self._refreshed_at = now
-            self._refresh = asyncio.create_task(self._read(), name="drain-rate.refresh")
-
-    async def _read(self) -> None:
-        try:
-            self.observe(await self._store.counts())
-        except StoreUnavailable:
-            self.per_second = None  # better no estimate than an old one

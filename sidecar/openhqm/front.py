@@ -64,7 +64,7 @@ class Front:
     ) -> None:
         self._settings = settings.ingress
         self._waiters = Waiters(store)
-        self._drain_rate = DrainRate(store)
+        self.drain_rate = DrainRate()
         self._passthrough = Passthrough(client, settings) if client is not None else None
         self._submitter: Submitter | None = None
         acceptor = Acceptor(
@@ -72,7 +72,7 @@ class Front:
             store,
             handles=handles,
             waiters=self._waiters,
-            drain_rate=self._drain_rate,
+            drain_rate=self.drain_rate,
             lifecycle=lifecycle,
             encode_callback=_callback_encoder(settings.callback),
         )
@@ -87,7 +87,7 @@ class Front:
                 store,
                 handles=handles,
                 waiters=self._waiters,
-                drain_rate=self._drain_rate,
+                drain_rate=self.drain_rate,
                 readiness=figures.readiness,
                 exposition=figures.exposition,
             )
@@ -98,7 +98,7 @@ class Front:
             store,
             handles=handles,
             waiters=self._waiters,
-            drain_rate=self._drain_rate,
+            drain_rate=self.drain_rate,
             lifecycle=lifecycle,
             pages=pages,
         )
@@ -152,7 +152,6 @@ class Front:
         self._protocols.pre_shutdown()
         await self._protocols.shutdown(timeout_seconds)
         await self._waiters.close()
-        await self._drain_rate.close()
 
 
 def _callback_encoder(settings: CallbackSettings) -> CallbackEncoder | None:

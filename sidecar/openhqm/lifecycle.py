@@ -23,6 +23,8 @@ class Happening(enum.StrEnum):
     RETRIED = "request.retried"
     RELEASED = "request.released"
     DEAD_LETTERED = "request.dead_lettered"
+    CANCEL_REQUESTED = "request.cancel_requested"
+    """The app may be working on it: whoever runs it is to stop."""
     CANCELLED = "request.cancelled"
     EXPIRED = "request.expired"
     REPLAYED = "request.replayed"

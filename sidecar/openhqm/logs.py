@@ -38,6 +38,7 @@ _ERRORS = {
 _ORDINARY = {
     Happening.ACCEPTED: "info",
     Happening.ANSWERED: "info",
+    Happening.CANCEL_REQUESTED: "info",
     Happening.CANCELLED: "info",
     Happening.REPLAYED: "info",
     Happening.SHADOWED: "info",

@@ -34,6 +34,7 @@ from openhqm.http1 import Client
 from openhqm.lifecycle import Lifecycle
 from openhqm.metrics import Metrics
 from openhqm.probe import AppProbe
+from openhqm.sampling import Sampler
 from openhqm.settings import Settings
 from openhqm.settings_docs import mask_url
 from openhqm.stats import Phase, Stats
@@ -98,19 +99,24 @@ class Process:
         replays, takes_in = settings.mode != "ingress", settings.mode != "egress"
         egress = self._build_egress(store, client) if replays else None
         callbacks = Callbacks(store, settings) if replays else None
-        stats = Stats(store, egress, settings.queue.name, concurrency=settings.egress.concurrency)
+        stats = Stats(store, egress, settings.queue.name)
         metrics = Metrics(CollectorRegistry(), egress)
+        sampler = Sampler(store)
         for listener in (stats.on_event, metrics.on_event, logs.RequestLog(settings.log).on_event):
             lifecycle.add(listener)
         handles = await open_handles(settings, store)
         figures = Figures(stats.readiness, metrics.render)
         front = Front(settings, store, handles, client, lifecycle, figures) if takes_in else None
 
+        for sampled in (stats.sampled, metrics.sampled):
+            sampler.add(sampled)
+        if front is not None:
+            sampler.add(front.drain_rate.sampled)
+
         await self._listen(stack, store, stats, metrics, front)
         loops = {
             "housekeeping": Housekeeping(store, lifecycle).run(),
-            "stats": stats.run(),
-            "metrics": metrics.run(store),
+            "sampler": sampler.run(),
         }
         if egress is not None and callbacks is not None:
             loops |= {"egress": egress.run(), "callbacks": callbacks.run()}

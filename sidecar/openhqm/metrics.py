@@ -7,14 +7,11 @@ and our own reason slugs, never ids, paths or anything a client chose.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
-import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -27,32 +24,16 @@ from prometheus_client.registry import Collector
 
 from openhqm import __version__
 from openhqm.breaker import BreakerState
-from openhqm.errors import StoreUnavailable
 from openhqm.lifecycle import Event, Happening
-from openhqm.stores.base import FINAL_STATES, Counts, Lane, State, Store
+from openhqm.stats import EgressFigures
+from openhqm.stores.base import FINAL_STATES, Counts, Lane, State
 
-SAMPLE_SECONDS = 1.0
 BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 MOST_REASONS = 64
 """Reasons are our own slugs, or a handler's package's; what exceeds this counts as `other`."""
 
 _TIMED = frozenset({Happening.ANSWERED, Happening.RETRIED, Happening.DEAD_LETTERED})
 _UNFINISHED = [state for state in State if state not in FINAL_STATES]
-
-log = structlog.get_logger("openhqm.metrics")
-
-
-class EgressFigures(Protocol):
-    """What egress tells of itself."""
-
-    @property
-    def in_flight(self) -> int: ...
-
-    @property
-    def concurrency(self) -> int: ...
-
-    @property
-    def breaker_state(self) -> str: ...
 
 
 class Metrics(Collector):
@@ -92,19 +73,10 @@ class Metrics(Collector):
         """Show a figure another module keeps, as the gauge *name*."""
         self._figures.append((name, documentation, read))
 
-    def sampled(self, lane: Lane, counts: Counts) -> None:
-        """Show *counts* from now on."""
-        self._sampled[lane] = counts
-
-    async def run(self, store: Store) -> None:
-        """Sample the store's counts for ever; while it is away the last ones stay."""
-        while True:
-            try:
-                for lane in Lane:
-                    self.sampled(lane, await store.counts(lane))
-            except StoreUnavailable as exc:
-                log.debug("store.unavailable", doing="counts", error=str(exc))
-            await asyncio.sleep(SAMPLE_SECONDS)
+    def sampled(self, lane: Lane, counts: Counts | None) -> None:
+        """Show *counts* from now on; while the store is away the last ones stay."""
+        if counts is not None:
+            self._sampled[lane] = counts
 
     def render(self) -> bytes:
         """Return all figures in Prometheus' text format 0.0.4."""

@@ -135,6 +135,7 @@ class Results:
             return self._state_reply(record)
         if record.state.is_final:
             raise AlreadyFinal(f"the request is {record.state.value} already; its answer never changes")
+        self._lifecycle.emit(Event(Happening.CANCEL_REQUESTED, id, record.attempts, record.epoch))
         return self._state_reply(record, status=202)
 
     async def _events(self, id: bytes) -> Reply:

@@ -1,12 +1,11 @@
 """What is going on, as figures: the JSON behind /stats, /readyz, `openhqm top` and the dashboard.
 
 Counts come from the Store and hold for the whole queue, whoever shares it; what `egress` says holds
-for this process. `Stats.run` samples the counts once a second, so that rates are known when asked.
+for this process. Rates come from the samples that `sampling.py` takes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import enum
 import time
@@ -15,11 +14,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from openhqm import __version__
-from openhqm.errors import StoreUnavailable
 from openhqm.lifecycle import Event, Happening
+from openhqm.sampling import SAMPLE_SECONDS
 from openhqm.stores.base import Counts, Lane, Store
 
-SAMPLE_SECONDS = 1.0
 WINDOW_SECONDS = 10.0
 """Rates are means over this long: shorter jumps about, longer hides a burst from the autoscaler."""
 
@@ -47,6 +45,11 @@ class EgressFigures(Protocol):
         ...
 
     @property
+    def concurrency(self) -> int:
+        """Slots in all."""
+        ...
+
+    @property
     def breaker_state(self) -> str:
         """closed, open or half-open."""
         ...
@@ -67,7 +70,6 @@ class Stats:
 
     Args:
         egress: None where this process replays nothing (mode ingress).
-        concurrency: slots of that egress.
         clock: monotonic seconds.
     """
 
@@ -77,7 +79,6 @@ class Stats:
         egress: EgressFigures | None,
         queue: str = "default",
         *,
-        concurrency: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.phase = Phase.STARTING
@@ -85,7 +86,6 @@ class Stats:
         """Where the servers really listen: "ingress", "health", "admin" -> port."""
         self._store = store
         self._egress = egress
-        self._concurrency = concurrency if egress else 0
         self._queue = queue
         self._clock = clock
         self._started_at = clock()
@@ -102,20 +102,10 @@ class Stats:
             step = 0.0 if mean is None else (event.duration_seconds - mean) * _SMOOTHING
             self._mean_app_seconds = event.duration_seconds if mean is None else mean + step
 
-    async def run(self) -> None:
-        """Sample the counts for ever; a store that is away is noted and asked again."""
-        while True:
-            await self.sample()
-            await asyncio.sleep(SAMPLE_SECONDS)
-
-    async def sample(self) -> None:
-        """Take one sample of the request counts."""
-        try:
-            counts = await self._store.counts()
-        except StoreUnavailable:
-            self._reachable = False
-        else:
-            self._reachable = True
+    def sampled(self, lane: Lane, counts: Counts | None) -> None:
+        """Learn from a sample of the counts; None says that the store is away."""
+        self._reachable = counts is not None
+        if counts is not None and lane is Lane.REQUESTS:
             self._samples.append(_Sample(self._clock(), counts))
 
     def readiness(self) -> dict[str, Any]:
@@ -143,7 +133,7 @@ class Stats:
             "due": max(counts.queued + counts.retrying - counts.delayed, 0),
             "delayed": counts.delayed,
             "in_flight": egress.in_flight if egress else 0,
-            "concurrency": self._concurrency,
+            "concurrency": egress.concurrency if egress else 0,
             "oldest_age_seconds": _age_seconds(counts),
             "arrival_per_second": arrival,
             "drain_per_second": drain,

@@ -202,7 +202,7 @@ async def intercepting(
     lifecycle.add(events.append)
     waiters = Waiters(store)
     waiters.open()
-    drain_rate = DrainRate(store)
+    drain_rate = DrainRate()
     handles = Handles([b"a key for handles in tests"])
     parts: dict[str, Any] = {
         "handles": handles,
@@ -257,7 +257,6 @@ async def intercepting(
     finally:
         listener.close()
         await waiters.close()
-        await drain_rate.close()
         if passthrough is not None:
             await passthrough.close(0)
         await server.shutdown(0.05)

@@ -63,7 +63,7 @@ async def desk() -> AsyncIterator[Desk]:
     lifecycle = Lifecycle()
     lifecycle.add(events.append)
     settings = load(environ={}, flags={"handle": {"keys": ["hunter2-hunter2-hunter2"]}})
-    stats = Stats(store, None, concurrency=8)
+    stats = Stats(store, None)
     app = build_admin_app(settings, store, stats, lifecycle, IdMint())
     async with TestClient(TestServer(app)) as client:
         yield Desk(store, client, events)

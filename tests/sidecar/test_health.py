@@ -25,7 +25,7 @@ async def store() -> MemoryStore:
 
 @pytest.fixture
 def stats(store: MemoryStore) -> Stats:
-    return Stats(store, None, concurrency=8)
+    return Stats(store, None)
 
 
 @pytest.fixture

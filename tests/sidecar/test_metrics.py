@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from tests.sidecar import virtual_time
 
 from openhqm.breaker import BreakerState
 from openhqm.lifecycle import Event, Happening
 from openhqm.metrics import MOST_REASONS, Metrics
-from openhqm.stores.base import Counts, Lane, NewRecord, Options
-from openhqm.stores.memory import MemoryStore
+from openhqm.stores.base import Counts, Lane
 
 
 class Egress:
@@ -117,20 +113,14 @@ def test_figures_of_other_modules_are_read_when_asked():
     assert figures("openhqm_waits_active") == 7
 
 
-def test_store_is_sampled_and_may_be_away():
-    async def scene():
-        figures = Figures()
-        store = MemoryStore(Options(), clock=asyncio.get_running_loop().time)
-        sampling = asyncio.create_task(figures.metrics.run(store))
-        await asyncio.sleep(1.5)
-        assert figures("openhqm_queue_depth") is None
-        await store.open()
-        await store.accept([NewRecord(b"1" * 16, b"e")])
-        await asyncio.sleep(1.5)
-        sampling.cancel()
-        return figures("openhqm_queue_depth")
+def test_while_the_store_is_away_its_last_figures_stay():
+    figures = Figures()
+    assert figures("openhqm_queue_depth") is None
+    figures.metrics.sampled(Lane.REQUESTS, Counts(accepted=1, queued=1))
 
-    assert virtual_time.run(scene()) == 1
+    figures.metrics.sampled(Lane.REQUESTS, None)
+
+    assert figures("openhqm_queue_depth") == 1
 
 
 def test_two_processes_worth_of_metrics_do_not_meet():

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from openhqm.errors import StoreUnavailable
 from openhqm.lifecycle import Event, Happening
 from openhqm.stats import Phase, Stats
 from openhqm.stores.base import Counts, Finish, Lane, NewRecord, Options, State
@@ -17,6 +16,7 @@ from openhqm.stores.memory import MemoryStore
 @dataclass
 class Egress:
     in_flight: int = 3
+    concurrency: int = 8
     breaker_state: str = "closed"
 
 
@@ -45,8 +45,8 @@ async def finish_one(store: MemoryStore) -> None:
 
 async def test_rates_are_means_over_the_window(store: MemoryStore) -> None:
     clock = Clock()
-    stats = Stats(store, Egress(), concurrency=8, clock=clock)
-    await stats.sample()
+    stats = Stats(store, Egress(), clock=clock)
+    stats.sampled(Lane.REQUESTS, await store.counts())
     await accept(store, 20)
     await finish_one(store)
     clock.now += 4.0
@@ -57,7 +57,7 @@ async def test_rates_are_means_over_the_window(store: MemoryStore) -> None:
 
 
 async def test_rates_are_not_known_before_the_window_holds_something(store: MemoryStore) -> None:
-    figures = await Stats(store, Egress(), concurrency=8).read()
+    figures = await Stats(store, Egress()).read()
 
     assert figures["arrival_per_second"] is None
     assert figures["mean_app_seconds"] is None
@@ -66,7 +66,7 @@ async def test_rates_are_not_known_before_the_window_holds_something(store: Memo
 async def test_figures_for_the_autoscaler(store: MemoryStore) -> None:
     await accept(store, 3)
     await store.accept([NewRecord(id=uuid.uuid4().bytes, envelope=b"", delay_seconds=60)])
-    stats = Stats(store, Egress(in_flight=2), concurrency=8, queue="orders")
+    stats = Stats(store, Egress(in_flight=2), queue="orders")
 
     figures = await stats.read()
 
@@ -78,13 +78,13 @@ async def test_figures_for_the_autoscaler(store: MemoryStore) -> None:
 
 
 async def test_an_ingress_alone_has_no_slots(store: MemoryStore) -> None:
-    figures = await Stats(store, None, concurrency=8).read()
+    figures = await Stats(store, None).read()
 
     assert (figures["in_flight"], figures["concurrency"], figures["breaker"]) == (0, 0, None)
 
 
 async def test_the_mean_follows_the_app(store: MemoryStore) -> None:
-    stats = Stats(store, Egress(), concurrency=8)
+    stats = Stats(store, Egress())
     for seconds in [1.0] * 5 + [2.0] * 50:
         stats.on_event(Event(Happening.ANSWERED, duration_seconds=seconds))
     stats.on_event(Event(Happening.ACCEPTED, duration_seconds=100.0))
@@ -95,30 +95,14 @@ async def test_the_mean_follows_the_app(store: MemoryStore) -> None:
     assert figures["events"]["request.answered"] == 55
 
 
-class Away:
-    """A store that left: only what `Stats` asks of it."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        self.abilities = store.abilities
-        self.away = True
-        self._store = store
-
-    async def counts(self, lane: Lane = Lane.REQUESTS) -> Counts:
-        if self.away:
-            raise StoreUnavailable("connection refused")
-        return await self._store.counts(lane)
-
-
 async def test_readiness_tells_that_the_store_is_away_and_stays_ready(store: MemoryStore) -> None:
     """Taking the Pod out of its Service would turn an honest 503 into a connection error."""
-    away = Away(store)
-    stats = Stats(away, Egress(breaker_state="open"), concurrency=8)  # type: ignore[arg-type]
+    stats = Stats(store, Egress(breaker_state="open"))
     stats.phase = Phase.SERVING
 
-    await stats.sample()
+    stats.sampled(Lane.REQUESTS, None)
     during = stats.readiness()
-    away.away = False
-    await stats.sample()
+    stats.sampled(Lane.REQUESTS, Counts())
 
     assert during == {
         "ready": True,
