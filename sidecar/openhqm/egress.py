@@ -226,9 +226,10 @@ class Egress:
         as a lost connection, or released if it surely was never sent."""
         await self._dispatcher.drain(timeout_seconds)
 
-    def renew_soon(self) -> None:
-        """A cancellation was requested in this process: look for it now, not a third of a lease later."""
-        self._dispatcher.renew_soon()
+    def on_event(self, event: Event) -> None:
+        """Hear of a cancellation requested in this process: look at the leases now, not a third later."""
+        if event.what is Happening.CANCEL_REQUESTED:
+            self._dispatcher.renew_soon()
 
     # what the dispatcher asks
 

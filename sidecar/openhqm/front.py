@@ -67,7 +67,7 @@ class Front:
         self.drain_rate = DrainRate()
         self._passthrough = Passthrough(client, settings) if client is not None else None
         self._submitter: Submitter | None = None
-        acceptor = Acceptor(
+        self._acceptor = acceptor = Acceptor(
             settings,
             store,
             handles=handles,
@@ -93,7 +93,7 @@ class Front:
             )
             surfaces.update(original.surfaces)
             exact.update(original.pages)
-        results = Results(
+        self._results = results = Results(
             settings.ingress,
             store,
             handles=handles,
@@ -114,6 +114,16 @@ class Front:
         )
         self._protocols: Server = build_server(self.ingress.handle, settings.ingress)
         self._server: asyncio.Server | None = None
+
+    def apply(self, settings: Settings) -> None:
+        """Take over the hot settings."""
+        self._acceptor.apply(settings, _callback_encoder(settings.callback))
+        self._results.apply(settings.ingress)
+        self.ingress.apply(settings)
+        if self._passthrough is not None:
+            self._passthrough.apply(settings)
+        if self._submitter is not None:
+            self._submitter.apply(settings)
 
     async def listen(self) -> int:
         """Take connections; returns the port.

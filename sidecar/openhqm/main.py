@@ -14,6 +14,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -34,6 +35,7 @@ from openhqm.http1 import Client
 from openhqm.lifecycle import Lifecycle
 from openhqm.metrics import Metrics
 from openhqm.probe import AppProbe
+from openhqm.reloading import Reloader
 from openhqm.sampling import Sampler
 from openhqm.settings import Settings
 from openhqm.settings_docs import mask_url
@@ -49,10 +51,18 @@ log = structlog.get_logger("openhqm.main")
 Checkpoint = Callable[[str], None]
 
 
-def run(settings: Settings, *, checkpoint: Checkpoint | None = None) -> int:
+def run(
+    settings: Settings,
+    *,
+    config: Path | None = None,
+    reread: Callable[[], Settings] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Args:
+        config: the settings file; its hot settings are taken over when it changes, and at SIGHUP.
+        reread: reads all sources of settings anew; None: they stay as they are.
         checkpoint: called with the name of each step of a replay; crash tests end the process there.
 
     Returns: the exit code: 0 after a drain, 1 when a loop of ours ended that must not.
@@ -62,16 +72,26 @@ def run(settings: Settings, *, checkpoint: Checkpoint | None = None) -> int:
         StoreUnavailable: the store cannot be reached.
     """
     logs.configure(settings.log)
-    return uvloop.run(Process(settings, checkpoint).run())
+    return uvloop.run(Process(settings, config, reread, checkpoint).run())
 
 
 class Process:
-    """One running sidecar."""
+    """One running sidecar. `run` calls the other methods in the order they stand here."""
 
-    def __init__(self, settings: Settings, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        config: Path | None = None,
+        reread: Callable[[], Settings] | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
         self._settings = settings
+        self._config = config
+        self._reread = reread
         self._checkpoint = checkpoint
         self._lifecycle = Lifecycle()
+        self._hot: list[Callable[[Settings], None]] = []
+        """Who takes over hot settings."""
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._failed = False
@@ -98,28 +118,25 @@ class Process:
             stack.push_async_callback(client.close)
         replays, takes_in = settings.mode != "ingress", settings.mode != "egress"
         egress = self._build_egress(store, client) if replays else None
-        callbacks = Callbacks(store, settings) if replays else None
+        callbacks = self._build_callbacks(store) if replays else None
         stats = Stats(store, egress, settings.queue.name)
         metrics = Metrics(CollectorRegistry(), egress)
-        sampler = Sampler(store)
-        for listener in (stats.on_event, metrics.on_event, logs.RequestLog(settings.log).on_event):
+        for listener in (stats.on_event, metrics.on_event, self._build_request_log().on_event):
             lifecycle.add(listener)
-        handles = await open_handles(settings, store)
-        figures = Figures(stats.readiness, metrics.render)
-        front = Front(settings, store, handles, client, lifecycle, figures) if takes_in else None
+        front = await self._build_front(store, client, stats, metrics) if takes_in else None
 
-        for sampled in (stats.sampled, metrics.sampled):
-            sampler.add(sampled)
+        sampler = Sampler(store)
+        sampler.add(stats.sampled)
+        sampler.add(metrics.sampled)
+        loops = {"housekeeping": Housekeeping(store, lifecycle).run(), "sampler": sampler.run()}
         if front is not None:
             sampler.add(front.drain_rate.sampled)
-
-        await self._listen(stack, store, stats, metrics, front)
-        loops = {
-            "housekeeping": Housekeeping(store, lifecycle).run(),
-            "sampler": sampler.run(),
-        }
         if egress is not None and callbacks is not None:
             loops |= {"egress": egress.run(), "callbacks": callbacks.run()}
+        if self._reread is not None:
+            loops["reloading"] = self._build_reloader(self._reread).run()
+
+        await self._listen(stack, store, stats, metrics, front)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._guard(name, loop), name=name) for name, loop in loops.items()]
             stats.phase = Phase.SERVING
@@ -132,17 +149,19 @@ class Process:
 
     def _build_egress(self, store: Store, client: Client | None) -> Egress:
         settings = self._settings
-        runners: dict[str, Runner] = {
-            "handler": Handlers(
-                load_handlers(),
-                store.blobs,
-                timeout_seconds=settings.egress.app_timeout_seconds,
-                max_answer_bytes=settings.response.max_bytes,
-            )
-        }
+        handlers = Handlers(
+            load_handlers(),
+            store.blobs,
+            timeout_seconds=settings.egress.app_timeout_seconds,
+            max_answer_bytes=settings.response.max_bytes,
+        )
+        self._hot.append(handlers.apply)
+        runners: dict[str, Runner] = {"handler": handlers}
         if client is not None:
-            runners["app"] = Forwarder(client, store.blobs, settings, checkpoint=self._checkpoint)
-        return Egress(
+            forwarder = Forwarder(client, store.blobs, settings, checkpoint=self._checkpoint)
+            self._hot.append(forwarder.apply)
+            runners["app"] = forwarder
+        egress = Egress(
             store,
             settings,
             self._lifecycle,
@@ -150,6 +169,39 @@ class Process:
             probe_app=_app_probe(settings, client),
             checkpoint=self._checkpoint or _pass_by,
         )
+        self._hot.append(egress.apply)
+        self._lifecycle.add(egress.on_event)
+        return egress
+
+    def _build_callbacks(self, store: Store) -> Callbacks:
+        callbacks = Callbacks(store, self._settings)
+        self._hot.append(callbacks.apply)
+        return callbacks
+
+    def _build_request_log(self) -> logs.RequestLog:
+        request_log = logs.RequestLog(self._settings.log)
+        self._hot.append(lambda settings: request_log.apply(settings.log))
+        return request_log
+
+    async def _build_front(
+        self, store: Store, client: Client | None, stats: Stats, metrics: Metrics
+    ) -> Front:
+        handles = await open_handles(self._settings, store)
+        figures = Figures(stats.readiness, metrics.render)
+        front = Front(self._settings, store, handles, client, self._lifecycle, figures)
+        self._hot.append(front.apply)
+        return front
+
+    def _build_reloader(self, reread: Callable[[], Settings]) -> Reloader:
+        reloader = Reloader(self._settings, reread, self._apply, self._config)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload)
+        return reloader
+
+    def _apply(self, settings: Settings) -> None:
+        """Hand hot settings to everyone who has some; structural ones stay as they were built."""
+        self._settings = settings
+        for apply in self._hot:
+            apply(settings)
 
     async def _listen(
         self, stack: AsyncExitStack, store: Store, stats: Stats, metrics: Metrics, front: Front | None

@@ -27,6 +27,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -38,6 +39,12 @@ from openhqm.settings_sources import Sources
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 KiB, MiB, GiB = 1024, 1024**2, 1024**3
+
+
+def is_structural(field: FieldInfo) -> bool:
+    """Whether a changed value waits for a restart."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("structural"))
 
 
 class Area(BaseModel):
@@ -59,6 +66,7 @@ class AppSettings(Area):
     health_path: str | None = Field(
         None,
         description="Path probed while the circuit breaker is open; None lets the next request be the probe.",
+        json_schema_extra={"structural": True},
     )
 
     @field_validator("url")
@@ -79,11 +87,14 @@ class QueueSettings(Area):
         json_schema_extra={"structural": True},
     )
     max_backlog: PositiveInt = Field(
-        1_000_000, description="Unfinished requests admitted; beyond it clients get 503 with Retry-After."
+        1_000_000,
+        description="Unfinished requests admitted; beyond it clients get 503 with Retry-After.",
+        json_schema_extra={"structural": True},
     )
     max_bytes: PositiveInt = Field(
         8 * GiB,
         description="Bytes of requests and answers held, with room reserved for the answers still to come.",
+        json_schema_extra={"structural": True},
     )
     max_age_seconds: NonNegativeFloat = Field(
         86_400.0,
@@ -276,11 +287,14 @@ class EgressSettings(Area):
         "and writes more.",
     )
     app_timeout_seconds: PositiveFloat = Field(300.0, description="Seconds one attempt may take in all.")
-    connect_timeout_seconds: PositiveFloat = Field(5.0, description="Seconds to connect to the app.")
+    connect_timeout_seconds: PositiveFloat = Field(
+        5.0, description="Seconds to connect to the app.", json_schema_extra={"structural": True}
+    )
     reuse_idle_seconds: NonNegativeFloat = Field(
         1.0,
         description="A kept connection is used again only if idle for less than this; 0 opens a fresh "
         "one each time.",
+        json_schema_extra={"structural": True},
     )
     rate_per_second: NonNegativeFloat = Field(
         0.0, description="Most requests started per second, per process; 0: no limit."
@@ -328,13 +342,17 @@ class ResponseSettings(Area):
     """What is kept of answers."""
 
     ttl_seconds: PositiveFloat = Field(
-        86_400.0, description="How long an answer is kept, from the moment it is final."
+        86_400.0,
+        description="How long an answer is kept, from the moment it is final.",
+        json_schema_extra={"structural": True},
     )
     max_bytes: PositiveInt = Field(
         64 * MiB, description="Largest answer; a larger one fails the request with that reason."
     )
     reserve_bytes: NonNegativeInt = Field(
-        2 * KiB, description="Room kept in queue.max_bytes for each answer to come."
+        2 * KiB,
+        description="Room kept in queue.max_bytes for each answer to come.",
+        json_schema_extra={"structural": True},
     )
 
 
@@ -342,7 +360,9 @@ class DeadLetterSettings(Area):
     """Requests given up on."""
 
     ttl_seconds: PositiveFloat = Field(
-        30 * 86_400.0, description="How long a dead letter is kept for a decision, from the moment it failed."
+        30 * 86_400.0,
+        description="How long a dead letter is kept for a decision, from the moment it failed.",
+        json_schema_extra={"structural": True},
     )
 
 
@@ -410,9 +430,13 @@ class AdminSettings(Area):
 class LogSettings(Area):
     """What is written to standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level written.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level written.", json_schema_extra={"structural": True}
+    )
     format: Literal["json", "console", "auto"] = Field(
-        "auto", description="json; console for people; auto: console on a terminal."
+        "auto",
+        description="json; console for people; auto: console on a terminal.",
+        json_schema_extra={"structural": True},
     )
     access: Literal["none", "errors", "all"] = Field(
         "errors", description="Which requests get a line of their own."

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, SecretStr, create_model
 from pydantic.fields import FieldInfo
 
-from openhqm.settings import Area, GiB, KiB, MiB, RouteMatch, RouteSettings, Settings
+from openhqm.settings import Area, GiB, KiB, MiB, RouteMatch, RouteSettings, Settings, is_structural
 
 MASK = "***"
 
@@ -32,8 +32,9 @@ the defaults below. `egress.lease_seconds` is `OPENHQM_EGRESS__LEASE_SECONDS` in
 in the file, whose values may hold `${VAR}` and `${VAR:-default}` (`$${` is a plain `${`). Lists in the
 environment are JSON, or words between commas. A variable or expanded value that is empty counts as not given.
 Unknown names, wrong types and values that contradict each other stop the start with one line that names the
-key. Durations are in seconds, sizes in bytes. Settings are read once, at the start; `openhqm settings` shows
-the values in force, secrets masked.
+key. Durations are in seconds, sizes in bytes. A changed file is taken over within seconds, and SIGHUP reads all
+sources anew; what is marked `restart` waits for one, and the log names it. `openhqm settings` shows the
+values in force, secrets masked.
 """
 
 
@@ -122,12 +123,13 @@ def _route_rows() -> list[tuple[str, str, FieldInfo]]:
 
 
 def _table(rows: list[tuple[str, str, FieldInfo]]) -> str:
-    lines = ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
+    lines = ["| setting | values | default | change | meaning |", "| --- | --- | --- | --- | --- |"]
     for shown, key, field in rows:
         cells = (
             f"`{shown}`",
             "URL" if key == "url" else _values(field),
             _default(key, field),
+            "restart" if is_structural(field) else "hot",
             _one_line(field.description),
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

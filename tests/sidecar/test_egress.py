@@ -23,7 +23,7 @@ from openhqm.errors import (
     AppUnreachable,
     StoreUnavailable,
 )
-from openhqm.lifecycle import Happening, Lifecycle
+from openhqm.lifecycle import Event, Happening, Lifecycle
 from openhqm.settings import Settings
 from openhqm.stores.base import Answer, Finish, Lane, Lease, NewRecord, OnLost, Options, State, Want
 from openhqm.stores.memory import MemoryStore
@@ -406,7 +406,7 @@ async def test_cancelling_a_running_request_stops_the_call():
         id = await bench.accept()
         await asyncio.sleep(1.0)
         await bench.store.cancel(id)
-        bench.egress.renew_soon()
+        bench.egress.on_event(Event(Happening.CANCEL_REQUESTED, id))
         record = await bench.final(id)
         elapsed_seconds = bench.loop.time() - bench.app.calls[0][0]
         follower = await bench.accept()
@@ -712,7 +712,7 @@ async def test_kill_wins_over_a_cancellation_of_the_same_moment():
 
     bench.store.extend = extend_and_kill
     await bench.store.cancel(id)
-    bench.egress.renew_soon()
+    bench.egress.on_event(Event(Happening.CANCEL_REQUESTED, id))
 
     with contextlib.suppress(asyncio.CancelledError):
         await running

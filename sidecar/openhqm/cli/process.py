@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,11 +64,12 @@ def serve(
         "admin.port": admin_port,
         "mode": mode.value if mode else None,
     }
-    settings = load(config=config, flags=_flags(given))
+    reread = partial(load, config=config, flags=_flags(given))
+    settings = reread()
 
     from openhqm.main import run
 
-    raise typer.Exit(run(settings))
+    raise typer.Exit(run(settings, config=config, reread=reread))
 
 
 def demo(

@@ -1,0 +1,69 @@
+"""Hot settings are taken over, structural ones wait, and a bad file changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tests.sidecar import virtual_time
+
+from openhqm.reloading import Reloader, structural_changes
+from openhqm.settings import Settings, load
+
+
+class Scene:
+    """A settings file, and what came of it."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.file = folder / "openhqm.yaml"
+        self.file.write_text(text)
+        self.applied: list[Settings] = []
+        self.reloader = Reloader(self.read(), self.read, self.applied.append, self.file)
+
+    def read(self) -> Settings:
+        return load(config=self.file, environ={})
+
+
+def test_a_changed_file_is_taken_over_within_seconds(tmp_path: Path):
+    async def scene() -> list[int]:
+        this = Scene(tmp_path, "egress: {concurrency: 4}")
+        running = asyncio.create_task(this.reloader.run())
+        await asyncio.sleep(5)
+        replacement = tmp_path / "new.yaml"
+        replacement.write_text("egress: {concurrency: 5}")
+        replacement.replace(this.file)
+        await asyncio.sleep(2.5)
+        running.cancel()
+        return [settings.egress.concurrency for settings in this.applied]
+
+    assert virtual_time.run(scene()) == [5]
+
+
+def test_a_file_that_cannot_be_used_changes_nothing(tmp_path: Path):
+    this = Scene(tmp_path, "egress: {concurrency: 4}")
+
+    for text in ("egress: {concurrency: -1}", "egress: {", "nonsense: 1", ""):
+        this.file.write_text(text)
+        if text:
+            this.reloader.reload()
+
+    assert this.applied == []
+
+
+def test_a_file_that_is_gone_for_a_moment_changes_nothing(tmp_path: Path):
+    async def scene() -> int:
+        this = Scene(tmp_path, "egress: {concurrency: 4}")
+        running = asyncio.create_task(this.reloader.run())
+        this.file.unlink()
+        await asyncio.sleep(3)
+        running.cancel()
+        return len(this.applied)
+
+    assert virtual_time.run(scene()) == 0
+
+
+def test_structural_changes_are_named():
+    before = load(environ={})
+    after = load(flags={"ingress": {"port": 1, "max_wait_seconds": 5}, "mode": "ingress"}, environ={})
+
+    assert sorted(structural_changes(before, after)) == ["ingress.port", "mode"]
