@@ -32,8 +32,8 @@ the defaults below. `egress.lease_seconds` is `OPENHQM_EGRESS__LEASE_SECONDS` in
 in the file, whose values may hold `${VAR}` and `${VAR:-default}` (`$${` is a plain `${`). Lists in the
 environment are JSON, or words between commas. A variable or expanded value that is empty counts as not given.
 Unknown names, wrong types and values that contradict each other stop the start with one line that names the
-key. Durations are in seconds, sizes in bytes. A changed file is taken over within seconds, and SIGHUP reads all
-sources anew; what is marked `restart` waits for one, and the log names it. `openhqm settings` shows the
+key. Durations are in seconds, sizes in bytes. A changed file is taken over within seconds, and SIGHUP reads
+all sources anew; what is marked `restart` waits for one, and the log names it. `openhqm settings` shows the
 values in force, secrets masked.
 """
 
