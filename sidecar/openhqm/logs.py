@@ -59,7 +59,12 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderers: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+    # The default formatter prints the local variables of every frame: bodies and credentials among them.
+    renderers: list[structlog.typing.Processor] = [
+        structlog.dev.ConsoleRenderer(
+            colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+    ]
     if as_json:
         renderers = [structlog.processors.format_exc_info, _render_json]
     structlog.configure(

@@ -78,6 +78,22 @@ def test_traceback_is_part_of_the_line():
     assert "ZeroDivisionError: bug" in line["exception"]
 
 
+@pytest.mark.parametrize("format", ["json", "console"])
+@pytest.mark.parametrize("library", [structlog.get_logger, logging.getLogger])
+def test_traceback_shows_no_local_variables(format, library):
+    """They hold what clients sent, and the keys that sign what they get."""
+    written = Written(format=format)
+    canary = "canary-" + uuid.uuid4().hex
+
+    try:
+        raise ZeroDivisionError(f"bug number {len(canary)}")
+    except ZeroDivisionError:
+        library("openhqm").exception("egress.failed")
+
+    assert "ZeroDivisionError: bug number 39" in written.text
+    assert canary not in written.text
+
+
 def test_standard_library_writes_the_same_lines():
     written = Written()
 
