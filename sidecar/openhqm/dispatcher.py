@@ -25,8 +25,7 @@ from openhqm.errors import StoreUnavailable
 from openhqm.stores.base import Extension, Lane, Lease, Release, Settlement, Store
 
 LEASE_WAIT_SECONDS = 1.0
-"""Longest wait inside one lease call, and so the longest a drain waits for the dispatcher. A lease
-call is never cancelled: leases whose reply is dropped would lapse, and count as sent."""
+"""Longest wait inside one lease call."""
 
 SETTLE_BATCH = 512
 STORE_BACKOFF_SECONDS = 0.05
@@ -136,6 +135,8 @@ class Dispatcher:
         self._unsettled: list[tuple[Held, Settlement]] = []
         self._leasing = True
         self._asking = False
+        self._recalled = False
+        self._dispatching: asyncio.Task[Any] | None = None
         self._wake = asyncio.Event()
         self._results = asyncio.Event()
         self._renew_now = asyncio.Event()
@@ -195,8 +196,15 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
 
     def stop_leasing(self) -> None:
-        """Take no new leases; those held are finished."""
+        """Take no new leases; those held are finished.
+
+        A lease call under way is cancelled, so that an idle process need not wait for its end; a
+        store gives back what a cancelled call took (`Store.lease`).
+        """
         self._leasing = False
+        if self._asking and not self._recalled and self._dispatching is not None:
+            self._recalled = True
+            self._dispatching.cancel()
 
     def resume(self) -> None:
         """Take leases again."""
@@ -231,6 +239,7 @@ class Dispatcher:
 
     async def _dispatch(self) -> None:
         loop = asyncio.get_running_loop()
+        self._dispatching = asyncio.current_task()
         backoff_seconds = STORE_BACKOFF_SECONDS
         while True:
             self._wake.clear()
@@ -241,11 +250,21 @@ class Dispatcher:
             try:
                 await self._lease(limit, loop)
                 backoff_seconds = STORE_BACKOFF_SECONDS
+            except asyncio.CancelledError:
+                if not self._is_only_recalled():
+                    raise
+                self._worker.unused(limit)
             except StoreUnavailable as exc:
                 self._worker.unused(limit)
                 log.warning("store.unavailable", doing="lease", lane=self._lane.value, error=str(exc))
                 await asyncio.sleep(backoff_seconds)
                 backoff_seconds = min(backoff_seconds * 2, STORE_MAX_BACKOFF_SECONDS)
+
+    def _is_only_recalled(self) -> bool:
+        """Whether `stop_leasing` cancelled the lease call, and nobody this loop."""
+        assert self._dispatching is not None
+        recalled, self._recalled = self._recalled, False
+        return recalled and not self._dispatching.uncancel()
 
     def _permits(self, now: float) -> tuple[int, float | None]:
         wanted = min(len(self._idle), self._most_held - len(self._held))

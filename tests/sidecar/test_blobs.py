@@ -1,11 +1,14 @@
 """Blobs of embedded stores: exact bytes, durable names, nothing half written."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from tests.conformance.store_case import fresh_id, get_one, new, take
 
 from openhqm.errors import StoreUnavailable
-from openhqm.stores.base import BlobRef
+from openhqm.stores import registry
+from openhqm.stores.base import BlobRef, Options, State
 from openhqm.stores.blobs import CHUNK_BYTES, FileBlobs, MemoryBlobs, record_of
 
 ID = bytes(range(16))
@@ -105,3 +108,32 @@ async def test_a_folder_that_cannot_be_written_is_a_store_that_is_unavailable(tm
 
     with pytest.raises(StoreUnavailable, match="cannot write blob"):
         await writer.commit()
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite://{folder}/openhqm.db"])
+async def test_a_lease_that_is_cancelled_while_blobs_are_deleted_comes_back(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = registry.create(url.format(folder=tmp_path), Options())
+    await store.open()
+    gone, waiting = fresh_id(), new()
+    deleting = asyncio.Event()
+
+    async def delete_for_ever(refs: object) -> None:
+        deleting.set()
+        await asyncio.Event().wait()
+
+    body = await (await store.blobs.write(gone, "request")).commit()
+    await store.accept([new(id=gone, body=body, max_age_seconds=1e-6), waiting])
+    with monkeypatch.context() as patched:
+        patched.setattr(store.blobs, "delete", delete_for_ever)
+        leasing = asyncio.create_task(take(store))
+        await deleting.wait()
+        assert (await get_one(store, waiting.id)).state is State.RUNNING
+        leasing.cancel()
+        await asyncio.wait([leasing])
+
+    async with asyncio.timeout(5):
+        [lease] = await take(store, wait_seconds=5)
+    assert (lease.id, lease.attempt, lease.claims) == (waiting.id, 1, 0)
+    await store.close()

@@ -539,6 +539,30 @@ async def test_leases_that_arrive_during_a_drain_are_released():
 
 
 @in_virtual_time
+async def test_drain_of_an_idle_process_takes_no_time():
+    """The lease call that waits in the store is cancelled, not waited for."""
+    async with Bench(200) as bench:
+        await asyncio.sleep(0.5)
+        began_at = bench.loop.time()
+        await bench.egress.drain(20.0)
+        assert bench.loop.time() == began_at
+
+
+@in_virtual_time
+async def test_a_loop_that_is_cancelled_while_it_is_told_to_stop_ends():
+    bench = Bench(200)
+    await bench.store.open()
+    running = asyncio.create_task(bench.egress.run())
+    await asyncio.sleep(0.5)
+
+    bench.egress.stop_leasing()
+    running.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+@in_virtual_time
 async def test_stop_and_resume():
     async with Bench(200) as bench:
         bench.egress.stop_leasing()

@@ -485,7 +485,8 @@ class Store(Protocol):
         Order: priority, then acceptance; but one lease in eight goes to the record accepted first
         whatever its priority, so that nothing starves. A record whose key is held, whose time has
         not come or whose deadline passed is not leased (the last becomes `expired`). A paused
-        store leases nothing. Waits up to *wait_seconds* for the first; 0 returns at once.
+        store leases nothing. Waits up to *wait_seconds* for the first; 0 returns at once. What a
+        call took before it was cancelled is given back, unsent.
         """
         ...
 

@@ -220,6 +220,9 @@ class Garbage:
             return
         try:
             await self._blobs.delete(refs)
+        except asyncio.CancelledError:
+            self._refs += refs
+            raise
         except (OSError, StoreUnavailable) as exc:
             self._refs += refs
             _log.warning("blob.delete_failed", blobs=len(refs), error=str(exc))

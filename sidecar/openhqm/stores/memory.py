@@ -13,6 +13,7 @@ Durability is none: everything ends with the process.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import math
 from collections import deque
@@ -175,7 +176,13 @@ class MemoryStore:
         async def attempt() -> Sequence[Lease]:
             self._check_open()
             leases = self._lease(limit, lease_seconds, self._lines[lane])
-            await self._committed()
+            try:
+                await self._committed()
+            except asyncio.CancelledError:
+                for lease in leases:
+                    self._settle(Release(lease.id, lease.epoch))
+                self._tell()
+                raise
             return leases
 
         bell = self._lines[lane].bell
@@ -628,9 +635,13 @@ class MemoryStore:
 
     async def _committed(self) -> Sequence[Change]:
         """Tell the watchers and delete the blobs of what is gone. Returns the changes."""
+        changes = self._tell()
+        await self._garbage.collect()
+        return changes
+
+    def _tell(self) -> Sequence[Change]:
         changes, self._changes = self._changes, []
         self._watchers.tell(changes)
-        await self._garbage.collect()
         return changes
 
     def _check_open(self) -> None:

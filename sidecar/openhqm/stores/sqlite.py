@@ -204,10 +204,10 @@ class SqliteStore:
         asked = self._commits.submit(lambda: self._ledger.lease(limit, lease_seconds, lane), limit)
         try:
             leases = await asyncio.shield(asked)
+            await self._garbage.collect()
         except asyncio.CancelledError:
             asked.add_done_callback(self._give_back)
             raise
-        await self._garbage.collect()
         return leases
 
     def _give_back(self, asked: asyncio.Future[list[Lease]]) -> None:
