@@ -263,7 +263,7 @@ class _Admin:
     async def replay(self, request: web.Request) -> web.Response:
         replayed: list[dict[str, str]] = []
         refused: list[str] = []
-        async for ids in self._chosen(request):
+        async for ids in self._chosen(request, replayed=False):
             replays = [Replay(id, self._mint(), self._settings.queue.max_age_seconds) for id in ids]
             for replay, done in zip(replays, await self._store.replay(replays), strict=True):
                 if done:
@@ -275,31 +275,31 @@ class _Admin:
 
     async def purge(self, request: web.Request) -> web.Response:
         purged = 0
-        async for ids in self._chosen(request):
+        async for ids in self._chosen(request, replayed=True):
             held = await self._store.get(ids)
             purged += await self._store.purge(
                 [record.id for record in held if record and record.state is State.FAILED]
             )
         return json_response({"purged": purged})
 
-    async def _chosen(self, request: web.Request) -> AsyncIterator[Sequence[bytes]]:
-        """The dead letters a call names, in batches."""
+    async def _chosen(self, request: web.Request, *, replayed: bool) -> AsyncIterator[Sequence[bytes]]:
+        """The dead letters a call names, in batches; "all" means those *replayed* too, or not."""
         body = await _json_object(request)
         ids, everything = body.get("ids"), body.get("all")
         if everything is True and ids is None:
-            async for batch in self._all_dead_letters(_lane(body.get("lane", Lane.REQUESTS))):
-                yield batch
+            async for records in self._all_dead_letters(_lane(body.get("lane", Lane.REQUESTS))):
+                yield [record.id for record in records if replayed or record.replayed_as is None]
         elif isinstance(ids, list) and ids and everything is None and all(isinstance(i, str) for i in ids):
             for start in range(0, len(ids), _PAGE):
                 yield [parse_id(id) for id in ids[start : start + _PAGE]]
         else:
             raise BadRequest('say {"ids": ["...", ...]} or {"all": true}')
 
-    async def _all_dead_letters(self, lane: Lane) -> AsyncIterator[Sequence[bytes]]:
+    async def _all_dead_letters(self, lane: Lane) -> AsyncIterator[Sequence[Record]]:
         cursor = b""
         while True:
             page = await self._store.list(states=[State.FAILED], lane=lane, cursor=cursor, limit=_PAGE)
-            yield [record.id for record in page.records]
+            yield page.records
             cursor = page.cursor
             if not cursor:
                 return

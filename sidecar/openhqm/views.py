@@ -52,6 +52,7 @@ def summary(record: Record) -> dict[str, Any]:
         "claims": record.claims,
         "accepted_at": _time(record.accepted_at),
         "finished_at": _time(record.finished_at),
+        "replayed_as": id_text(record.replayed_as) if record.replayed_as else None,
     }
 
 

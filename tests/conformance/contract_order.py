@@ -224,7 +224,8 @@ class OrderContract(StoreFixtures):
         counts = await store.counts()
         assert (counts.accepted, counts.replayed, counts.failed, counts.dead_letters) == (2, 1, 1, 0)
         fresh, old = await get_one(store, again), await get_one(store, record.id, Want.ANSWER | Want.REQUEST)
-        assert (fresh.state, fresh.replay_of, fresh.attempts) == (State.QUEUED, record.id, 0)
+        assert (fresh.state, fresh.replay_of, fresh.replayed_as) == (State.QUEUED, record.id, None)
+        assert (fresh.attempts, old.replayed_as, old.reason) == (0, again, "attempts-used-up")
         assert fresh.deadline == pytest.approx(fresh.accepted_at + 900.0, abs=1e-3)
         assert (old.state, old.answer, old.request) == (State.FAILED, ANSWER, (record.envelope, b"b"))
         lease = await take_one(store)
@@ -258,6 +259,8 @@ class OrderContract(StoreFixtures):
 
         assert (await take_one(store)).body == b"b"
         assert (await store.counts()).dead_letters == 0
+        page = await store.list(states=[State.FAILED])
+        assert [(r.replay_of, r.replayed_as) for r in page.records] == [(None, second), (record.id, third)]
 
     async def test_only_dead_letters_are_replayed(self, store: Store) -> None:
         finished, queued = new(), new()

@@ -52,7 +52,15 @@ class Modelled:
 
     @property
     def facts(self) -> tuple[object, ...]:
-        return (self.state, self.epoch, self.attempts, self.claims, self.cancel_requested)
+        return (
+            self.state,
+            self.epoch,
+            self.attempts,
+            self.claims,
+            self.cancel_requested,
+            self.new.replay_of,
+            self.replayed_as,
+        )
 
 
 @dataclass
@@ -149,6 +157,7 @@ class Model:
                 "id": new_id,
                 "idempotency": None,
                 "delay_seconds": 0.0,
+                "replay_of": id,
             }
         )
         self.records[new_id] = Modelled(again)
@@ -243,7 +252,15 @@ class Walker:
     async def compare(self) -> None:
         held = await all_records(self.store, Lane.REQUESTS)  # type: ignore[arg-type]
         facts = {
-            record.id: (record.state, record.epoch, record.attempts, record.claims, record.cancel_requested)
+            record.id: (
+                record.state,
+                record.epoch,
+                record.attempts,
+                record.claims,
+                record.cancel_requested,
+                record.replay_of,
+                record.replayed_as,
+            )
             for record in held
         }
         assert facts == {id: record.facts for id, record in self.model.records.items()}

@@ -188,13 +188,24 @@ async def test_a_replay_is_a_new_request_and_happens_once(desk: Desk) -> None:
     assert [event.what for event in desk.events] == [Happening.REPLAYED]
 
 
-async def test_all_dead_letters_can_be_replayed(desk: Desk) -> None:
+async def test_all_dead_letters_can_be_replayed_each_once(desk: Desk) -> None:
     dead = {await desk.dead_letter() for _ in range(3)}
 
     done = await desk.post("/dead-letters/replay", {"all": True})
+    again = await desk.post("/dead-letters/replay", {"all": True})
 
     assert {pair["id"] for pair in done["replayed"]} == dead
+    assert again == {"replayed": [], "refused": []}
     assert (await desk.store.counts()).queued == 3
+
+
+async def test_a_replayed_dead_letter_is_listed_with_the_id_it_runs_again_as(desk: Desk) -> None:
+    dead = [await desk.dead_letter() for _ in range(2)]
+    [pair] = (await desk.post("/dead-letters/replay", {"ids": [dead[0]]}))["replayed"]
+
+    listed = (await desk.get("/dead-letters"))["records"]
+
+    assert [(r["id"], r["replayed_as"]) for r in listed] == [(dead[0], pair["new_id"]), (dead[1], None)]
 
 
 async def test_purging_deletes_dead_letters_only(desk: Desk) -> None:

@@ -226,11 +226,13 @@ async def test_dead_letters_are_shown_replayed_and_purged(running: Running) -> N
     shown = (await running.run("dlq", "show", dead)).stdout
     replayed = await running.json("dlq", "replay", dead)
     refused = (await running.run("dlq", "replay", dead)).stdout
+    listed = (await running.run("dlq", "list")).stdout
     purged = await running.run("dlq", "purge", "--all", "--yes")
 
     assert "attempts-used-up" in shown
     assert [pair["id"] for pair in replayed["replayed"]] == [dead]
     assert f"{dead} is not a dead letter, or was replayed before" in refused
+    assert listed.count("(replayed)") == 1
     assert purged.stdout == "deleted 2\n"
     assert await running.store.get([uuid.UUID(other).bytes]) == [None]
 

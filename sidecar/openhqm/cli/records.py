@@ -123,7 +123,7 @@ def list_dead_letters(
     admin: AdminUrl = "",
     json: AsJson = False,
 ) -> None:
-    """List dead letters, oldest first."""
+    """List dead letters, oldest first; those that run again are marked."""
     page = Admin(admin).dead_letters(limit=limit, cursor=cursor, lane=lane)
     _show_page(page, json, "no dead letters")
 
@@ -247,7 +247,7 @@ def _show_page(page: dict[str, Any], json: bool, empty: str) -> None:
     rows = [
         (
             record["id"],
-            record["reason"] or show.state(record["state"]),
+            _outcome(record),
             record["attempts"],
             show.ago(record["accepted_at"]),
             show.escape(f"{record.get('method', '')} {record.get('path', '')}"),
@@ -257,6 +257,14 @@ def _show_page(page: dict[str, Any], json: bool, empty: str) -> None:
     show.table(("id", "state", "sent", "age", "request"), rows, empty)
     if page["cursor"]:
         show.console().print(f"more: --cursor {page['cursor']}")
+
+
+def _outcome(record: dict[str, Any]) -> str:
+    """The reason where there is one; a dead letter that runs again under another id says so."""
+    from openhqm.cli import show
+
+    outcome = record["reason"] or show.state(record["state"])
+    return f"{outcome} (replayed)" if record["replayed_as"] else outcome
 
 
 def _show_record(record: dict[str, Any]) -> None:

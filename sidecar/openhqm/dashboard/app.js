@@ -143,16 +143,18 @@ async function refresh() {
   showFigures(stats);
   showBacklog(stats.backlog);
   const show = (record) => ["Show", () => showDetails(record.id)];
-  showRows("dead", dead.records, (r) => [r.reason, r.attempts, since(r.finished_at)], (r) => [
+  const reason = (r) => (r.replayed_as ? `${r.reason} (replayed)` : r.reason);
+  showRows("dead", dead.records, (r) => [reason(r), r.attempts, since(r.finished_at)], (r) => [
     show(r),
-    ["Replay", () => act("POST", "/admin/v1/dead-letters/replay", { ids: [r.id] })],
+    ...(r.replayed_as ? [] : [["Replay", () => act("POST", "/admin/v1/dead-letters/replay", { ids: [r.id] })]]),
     ["Purge", () => act("POST", "/admin/v1/dead-letters/purge", { ids: [r.id] }), "danger"],
   ]);
   showRows("unfinished", unfinished.records, (r) => [r.state, r.attempts, since(r.accepted_at)], (r) => [
     show(r),
     ["Cancel", () => act("DELETE", `/admin/v1/requests/${r.id}`), "danger"],
   ]);
-  byId("replay-all").disabled = byId("purge-all").disabled = !dead.records.length;
+  byId("purge-all").disabled = !dead.records.length;
+  byId("replay-all").disabled = !dead.records.some((r) => !r.replayed_as) && dead.records.length < ROWS;
 }
 
 async function keepRefreshing() {
@@ -165,7 +167,7 @@ async function keepRefreshing() {
 }
 
 byId("replay-all").onclick = () =>
-  confirm("Run every dead letter again as a new request?") && act("POST", "/admin/v1/dead-letters/replay", { all: true });
+  confirm("Run every dead letter that was not replayed yet again, as a new request?") && act("POST", "/admin/v1/dead-letters/replay", { all: true });
 byId("purge-all").onclick = () =>
   confirm("Delete every dead letter, with its request?") && act("POST", "/admin/v1/dead-letters/purge", { all: true });
 keepRefreshing();

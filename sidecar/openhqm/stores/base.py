@@ -303,6 +303,8 @@ class Record:
         may_have_run: for CANCELLED and EXPIRED: it was sent at least once.
         reason: why a record failed or was cancelled: "outcome-unknown", "poison", or the slug
             `Finish.reason` gave; "" otherwise.
+        replay_of: the dead letter this record repeats.
+        replayed_as: for a dead letter that was replayed: the record that repeats it, or did.
         history: attempt notes, one line of JSON each.
         position: estimated records ahead of it, None when not waiting or not known.
         request: envelope and body, if asked for and still held.
@@ -329,6 +331,7 @@ class Record:
     key: bytes | None = None
     parent: bytes | None = None
     replay_of: bytes | None = None
+    replayed_as: bytes | None = None
     position: int | None = None
     request: tuple[bytes, Body] | None = None
     answer: Answer | None = None

@@ -621,6 +621,7 @@ class MemoryStore:
             key=row.key,
             parent=row.parent,
             replay_of=row.replay_of,
+            replayed_as=row.replayed_as,
             position=self._position(row) if is_waiting else None,
             request=row.request if Want.REQUEST in want else None,
             answer=row.answer if Want.ANSWER in want else None,

@@ -41,7 +41,7 @@ ID_BYTES = 16
 
 # Flags, as in common.lua.
 _CANCEL_REQUESTED, _CALLBACK, _OWNS_REQUEST_BLOB = 1, 2, 4
-_REQUEST, _KEYED, _SCOPED = 128, 256, 1024
+_REPLAYED, _REQUEST, _KEYED, _SCOPED = 32, 128, 256, 1024
 _NO_ANSWER, _INLINE, _BLOB = 0, 1, 2
 _FINISH, _RETRY, _RELEASE = 0, 1, 2
 
@@ -196,7 +196,7 @@ def unpack_float(packed: bytes) -> float | None:
 
 
 def _strings(meta: bytes) -> tuple[bytes, bytes | None, bytes | None, str]:
-    """key, parent, replay_of and reason of a record."""
+    """key, parent, replay_of and reason of a record that was not replayed."""
     if len(meta) == _META.size + _NO_STRINGS_BYTES:
         return b"", None, None, ""
     at = _META.size + 2
@@ -249,7 +249,8 @@ def unpack_record(
         priority,
         *_,
     ) = _META.unpack_from(meta)
-    key, parent, replay_of, reason = _strings(meta)
+    replayed_as = meta[-ID_BYTES:] if flags & _REPLAYED else None
+    key, parent, replay_of, reason = _strings(meta if replayed_as is None else meta[:-ID_BYTES])
     state = STATES[code]
     return Record(
         id=id,
@@ -272,6 +273,7 @@ def unpack_record(
         key=key if flags & _KEYED else None,
         parent=parent,
         replay_of=replay_of,
+        replayed_as=replayed_as,
         position=position,
         request=None if request is None else unpack_content(request),
         answer=None if answer is None else Answer(*unpack_content(answer)),

@@ -26,7 +26,7 @@ from openhqm.stores.sqlite_rows import (
 
 _COLUMNS = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.attempts, r.claims, r.epoch, r.accepted_at,
     r.ready_at, r.deadline, r.started_at, r.finished_at, r.wake_at, r.cancel_requested, r.reason, r.history,
-    r.key, r.parent, r.replay_of"""
+    r.key, r.parent, r.replay_of, r.replayed_as"""
 _BY_ID = f"SELECT {_COLUMNS} FROM records r WHERE r.id = ?"  # noqa: S608 - our own column names
 _REQUEST = "SELECT envelope, body, blob, blob_bytes FROM requests WHERE seq = ?"
 _ANSWER = "SELECT head, body, blob, blob_bytes FROM answers WHERE seq = ?"
@@ -113,7 +113,7 @@ class Reader:
     def _record(self, row: tuple[Any, ...], want: Want, front: tuple[int | None, int]) -> Record:
         seq, id, lane, state, place, priority, attempts, claims, epoch, accepted_at, *rest = row
         ready_at, deadline, started_at, finished_at, wake_at, cancel_requested, *rest = rest
-        reason, history, key, parent, replay_of = rest
+        reason, history, key, parent, replay_of, replayed_as = rest
         return Record(
             id=id,
             lane=LANES[lane],
@@ -135,6 +135,7 @@ class Reader:
             key=key,
             parent=parent,
             replay_of=replay_of,
+            replayed_as=replayed_as,
             position=rules.position(seq, *front) if place < LEASED else None,
             request=self._request(seq) if Want.REQUEST in want else None,
             answer=self._answer(seq) if Want.ANSWER in want else None,

@@ -47,7 +47,7 @@ local KEYED, BLOCKED, SCOPED = 256, 512, 1024
 -- claims, started_at, finished_at, expires_at, bytes held, ready_at. The rest is written once.
 -- PLACE: deadline (0: none), lane, seq, accepted_at. TERMS: priority, on_lost, max_claims, request
 -- bytes. The strings: key, scope, parent, replay_of, each with its length; then the reason of a
--- final record.
+-- final record; then the id of the replay of a REPLAYED one.
 local HEAD = '>BI2I4I4I4ddddd'
 local HEAD_SIZE = 55
 local PLACE = 'dBdd'

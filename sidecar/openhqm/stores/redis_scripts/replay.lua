@@ -1,6 +1,6 @@
 -- Accept dead letters anew. ARGV[2..]: per replay old id, new id, max age. Reply: per replay 1 or 0.
 
--- TERMS and strings of *r*, less its reason, with its scope gone and *replay_of* set.
+-- TERMS and strings of *r*, less what follows them, with its scope gone and *replay_of* set.
 local function inherit(r)
   local key, _, parent = strings(r)
   return sub(r.rest, TERMS_AT, STRINGS_AT - 1)
@@ -26,6 +26,7 @@ local function replay(old_id, new_id, max_age)
   count(old.lane, 'replayed', 1)
   count(old.lane, 'dead', -1)
   set(old, REPLAYED)
+  old.rest = old.rest .. new_id
   clear(old, OWNS_REQUEST_BLOB)
   change(old)
   return 1
