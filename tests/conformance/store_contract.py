@@ -11,6 +11,7 @@ agree with the records (design R9). `raw` is the same store unaudited, for concu
 from __future__ import annotations
 
 from tests.conformance.contract_accept import AcceptContract
+from tests.conformance.contract_blobs import BlobContract
 from tests.conformance.contract_lease import LeaseContract
 from tests.conformance.contract_life import LifeContract
 from tests.conformance.contract_order import OrderContract
@@ -19,6 +20,12 @@ from tests.conformance.contract_upkeep import UpkeepContract
 
 
 class StoreContract(
-    AcceptContract, LeaseContract, SettleContract, OrderContract, UpkeepContract, LifeContract
+    AcceptContract,
+    LeaseContract,
+    SettleContract,
+    OrderContract,
+    UpkeepContract,
+    BlobContract,
+    LifeContract,
 ):
     """Subclass per store; override `case`."""

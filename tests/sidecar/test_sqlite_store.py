@@ -26,7 +26,7 @@ from tests.conformance.store_contract import StoreContract
 
 from openhqm.errors import SettingsError, StoreUnavailable
 from openhqm.stores import sqlite_commits, sqlite_file, sqlite_reader, sqlite_rows
-from openhqm.stores.base import Accepted, Answer, Durability, Finish, OnLost, Options, State, Store
+from openhqm.stores.base import Accepted, Answer, Blobs, Durability, Finish, OnLost, Options, State, Store
 from openhqm.stores.sqlite import SqliteStore
 from openhqm.stores.sqlite_file import DiskReserve
 
@@ -37,13 +37,14 @@ class SqliteCase:
     tick_seconds = 10.0
     durable = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, blobs: Blobs | None = None) -> None:
         self._path = path
+        self._blobs = blobs
         self._clock = SkippingClock()
         self._opened: list[Store] = []
 
     async def open(self, options: Options) -> Store:
-        store = SqliteStore(self._path, options, clock=self._clock)
+        store = SqliteStore(self._path, options, blobs=self._blobs, clock=self._clock)
         await store.open()
         self._opened.append(store)
         return store

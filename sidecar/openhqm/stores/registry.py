@@ -31,6 +31,7 @@ STORES: dict[str, tuple[str, str | None]] = {
 BLOBS: dict[str, tuple[str, str | None]] = {
     "memory": ("openhqm.stores.blobs:MemoryBlobs", None),
     "file": ("openhqm.stores.blobs:FileBlobs", None),
+    "s3": ("openhqm.stores.s3_blobs:S3Blobs", "s3"),
 }
 
 
