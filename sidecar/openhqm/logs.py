@@ -124,6 +124,12 @@ class RequestLog:
         self._write = {what: getattr(log, level) for what, level in levels.items()}
         self._write_failed_answer = log.warning if settings.access == "errors" else None
 
+    @property
+    def wanted(self) -> frozenset[Happening]:
+        """What `on_event` may write about; for `Lifecycle.listen`."""
+        failed_answers = {Happening.ANSWERED} if self._write_failed_answer is not None else set()
+        return frozenset(self._write) | failed_answers
+
     def on_event(self, event: Event) -> None:
         """Write a line about *event* if it is one of those asked for."""
         write = self._write.get(event.what)

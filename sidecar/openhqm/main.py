@@ -11,6 +11,7 @@ their loops as named tasks, and ends them in the order that loses nothing (`_dra
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
@@ -32,7 +33,7 @@ from openhqm.handles import IdMint
 from openhqm.health import build_health_app, listen
 from openhqm.housekeeping import Housekeeping
 from openhqm.http1 import Client
-from openhqm.lifecycle import Lifecycle
+from openhqm.lifecycle import Happening, Lifecycle
 from openhqm.metrics import Metrics
 from openhqm.probe import AppProbe
 from openhqm.reloading import Reloader
@@ -72,6 +73,7 @@ def run(
         StoreUnavailable: the store cannot be reached.
     """
     logs.configure(settings.log)
+    _calm_garbage_collector()
     return uvloop.run(Process(settings, config, reread, checkpoint).run())
 
 
@@ -119,10 +121,9 @@ class Process:
         replays, takes_in = settings.mode != "ingress", settings.mode != "egress"
         egress = self._build_egress(store, client) if replays else None
         callbacks = self._build_callbacks(store) if replays else None
-        stats = Stats(store, egress, settings.queue.name)
-        metrics = Metrics(CollectorRegistry(), egress)
-        for listener in (stats.on_event, metrics.on_event, self._build_request_log().on_event):
-            lifecycle.add(listener)
+        stats = Stats(store, egress, lifecycle, settings.queue.name)
+        metrics = Metrics(CollectorRegistry(), lifecycle, egress)
+        self._log_requests()
         front = await self._build_front(store, client, stats, metrics) if takes_in else None
 
         sampler = Sampler(store)
@@ -170,7 +171,7 @@ class Process:
             checkpoint=self._checkpoint or _pass_by,
         )
         self._hot.append(egress.apply)
-        self._lifecycle.add(egress.on_event)
+        self._lifecycle.listen(egress.on_event, [Happening.CANCEL_REQUESTED])
         return egress
 
     def _build_callbacks(self, store: Store) -> Callbacks:
@@ -178,10 +179,15 @@ class Process:
         self._hot.append(callbacks.apply)
         return callbacks
 
-    def _build_request_log(self) -> logs.RequestLog:
+    def _log_requests(self) -> None:
         request_log = logs.RequestLog(self._settings.log)
-        self._hot.append(lambda settings: request_log.apply(settings.log))
-        return request_log
+
+        def apply(settings: Settings) -> None:
+            request_log.apply(settings.log)
+            self._lifecycle.listen(request_log.on_event, request_log.wanted)
+
+        apply(self._settings)
+        self._hot.append(apply)
 
     async def _build_front(
         self, store: Store, client: Client | None, stats: Stats, metrics: Metrics
@@ -278,6 +284,16 @@ class Process:
 
 async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     await asyncio.gather(*works)
+
+
+def _calm_garbage_collector() -> None:
+    """Look at young objects less often, and at what was imported never: 8 to 13% of the accept path.
+
+    A request leaves no cycles behind; the collector is for the rare ones that errors leave.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 def _app_client(settings: Settings) -> Client | None:

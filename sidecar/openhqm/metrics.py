@@ -1,7 +1,7 @@
 """What Prometheus reads: plain integers counted as things happen, given a shape when it asks.
 
-`Metrics.on_event` is a lifecycle listener and costs a few additions per request; names, labels and
-text are made at scrape time by the collector below. Labels are bounded: states, lanes, status classes
+Listening to the lifecycle costs a few additions per request; names, labels and text are made at
+scrape time by the collector below. Labels are bounded: states, lanes, status classes
 and our own reason slugs, never ids, paths or anything a client chose.
 """
 
@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from openhqm import __version__
 from openhqm.breaker import BreakerState
-from openhqm.lifecycle import Event, Happening
+from openhqm.lifecycle import Event, Happening, Lifecycle
 from openhqm.stats import EgressFigures
 from openhqm.stores.base import FINAL_STATES, Counts, Lane, State
 
@@ -44,10 +44,12 @@ class Metrics(Collector):
         egress: None where this process replays nothing.
     """
 
-    def __init__(self, registry: CollectorRegistry, egress: EgressFigures | None = None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, lifecycle: Lifecycle, egress: EgressFigures | None = None
+    ) -> None:
         self._registry = registry
         self._egress = egress
-        self._happened: dict[Happening, int] = dict.fromkeys(Happening, 0)
+        self._happened = lifecycle.happened
         self._answers = [0] * 6
         """By status class: 2 counts the 2xx; 0 what is none."""
         self._refusals: Counter[str] = Counter()
@@ -57,17 +59,15 @@ class Metrics(Collector):
         self._sampled: dict[Lane, Counts] = {}
         self._figures: list[tuple[str, str, Callable[[], float]]] = []
         registry.register(self)
+        lifecycle.listen(self._observe, _TIMED)
+        lifecycle.listen(self._count_refusal, [Happening.REFUSED])
+        lifecycle.listen(self._count_dead_letter, [Happening.DEAD_LETTERED])
 
-    def on_event(self, event: Event) -> None:
-        """Count *event*."""
-        what = event.what
-        self._happened[what] += 1
-        if what in _TIMED:
-            self._observe(event)
-        elif what is Happening.REFUSED:
-            _add(self._refusals, event.reason)
-        if what is Happening.DEAD_LETTERED:
-            _add(self._dead_letters, event.reason)
+    def _count_refusal(self, event: Event) -> None:
+        _add(self._refusals, event.reason)
+
+    def _count_dead_letter(self, event: Event) -> None:
+        _add(self._dead_letters, event.reason)
 
     def figure(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Show a figure another module keeps, as the gauge *name*."""

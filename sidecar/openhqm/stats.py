@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from openhqm import __version__
-from openhqm.lifecycle import Event, Happening
+from openhqm.lifecycle import Event, Happening, Lifecycle
 from openhqm.sampling import SAMPLE_SECONDS
 from openhqm.stores.base import Counts, Lane, Store
 
@@ -66,7 +66,7 @@ class _Sample:
 
 
 class Stats:
-    """Figures of one process and its queue. `on_event` is a lifecycle listener.
+    """Figures of one process and its queue.
 
     Args:
         egress: None where this process replays nothing (mode ingress).
@@ -77,6 +77,7 @@ class Stats:
         self,
         store: Store,
         egress: EgressFigures | None,
+        lifecycle: Lifecycle,
         queue: str = "default",
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -92,12 +93,12 @@ class Stats:
         self._samples: deque[_Sample] = deque(maxlen=round(WINDOW_SECONDS / SAMPLE_SECONDS) + 1)
         self._reachable = True
         self._mean_app_seconds: float | None = None
-        self._happened = dict.fromkeys(Happening, 0)
+        self._happened = lifecycle.happened
+        lifecycle.listen(self._learn, (Happening.ANSWERED, Happening.RETRIED))
 
-    def on_event(self, event: Event) -> None:
-        """Count *event*; learn how long the app takes."""
-        self._happened[event.what] += 1
-        if event.what in (Happening.ANSWERED, Happening.RETRIED) and event.duration_seconds > 0:
+    def _learn(self, event: Event) -> None:
+        """Learn how long the app takes."""
+        if event.duration_seconds > 0:
             mean = self._mean_app_seconds
             step = 0.0 if mean is None else (event.duration_seconds - mean) * _SMOOTHING
             self._mean_app_seconds = event.duration_seconds if mean is None else mean + step

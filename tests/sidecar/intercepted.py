@@ -199,7 +199,7 @@ async def intercepting(
     await store.open()
     events: list[Event] = []
     lifecycle = Lifecycle()
-    lifecycle.add(events.append)
+    lifecycle.listen(events.append)
     waiters = Waiters(store)
     waiters.open()
     drain_rate = DrainRate()

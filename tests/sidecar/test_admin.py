@@ -61,9 +61,9 @@ async def desk() -> AsyncIterator[Desk]:
     await store.open()
     events: list[Event] = []
     lifecycle = Lifecycle()
-    lifecycle.add(events.append)
+    lifecycle.listen(events.append)
     settings = load(environ={}, flags={"handle": {"keys": ["hunter2-hunter2-hunter2"]}})
-    stats = Stats(store, None)
+    stats = Stats(store, None, lifecycle)
     app = build_admin_app(settings, store, stats, lifecycle, IdMint())
     async with TestClient(TestServer(app)) as client:
         yield Desk(store, client, events)

@@ -77,7 +77,7 @@ class Running:
 async def running() -> AsyncIterator[Running]:
     store = MemoryStore(Options())
     await store.open()
-    stats = Stats(store, None)
+    stats = Stats(store, None, Lifecycle())
     async with TestServer(build_admin_app(Settings(), store, stats, Lifecycle(), IdMint())) as server:
         yield Running(store, stats, f"http://127.0.0.1:{server.port}")
 

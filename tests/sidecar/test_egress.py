@@ -112,7 +112,7 @@ class Bench:
             {"store": {"url": "memory:", "require_durability": "none"}} | settings
         )
         lifecycle = Lifecycle()
-        lifecycle.add(self.events.append)
+        lifecycle.listen(self.events.append)
         self.egress = Egress(
             self.store,
             self.settings,

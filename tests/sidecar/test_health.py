@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from openhqm.errors import SettingsError
 from openhqm.health import build_health_app, listen
+from openhqm.lifecycle import Lifecycle
 from openhqm.stats import Phase, Stats
 from openhqm.stores.base import Options
 from openhqm.stores.memory import MemoryStore
@@ -25,7 +26,7 @@ async def store() -> MemoryStore:
 
 @pytest.fixture
 def stats(store: MemoryStore) -> Stats:
-    return Stats(store, None)
+    return Stats(store, None, Lifecycle())
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ async def start():
     store = MemoryStore(Options(), clock=asyncio.get_running_loop().time)
     await store.open()
     lifecycle, events = Lifecycle(), []
-    lifecycle.add(events.append)
+    lifecycle.listen(events.append)
     return store, Housekeeping(store, lifecycle), events
 
 

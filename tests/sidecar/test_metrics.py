@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from openhqm.breaker import BreakerState
-from openhqm.lifecycle import Event, Happening
+from openhqm.lifecycle import Event, Happening, Lifecycle
 from openhqm.metrics import MOST_REASONS, Metrics
 from openhqm.stores.base import Counts, Lane
 
@@ -20,7 +20,8 @@ class Egress:
 
 class Figures:
     def __init__(self, egress=None):
-        self.metrics = Metrics(CollectorRegistry(), egress)
+        self.lifecycle = Lifecycle()
+        self.metrics = Metrics(CollectorRegistry(), self.lifecycle, egress)
 
     def __call__(self, name, **labels):
         """The value of one sample, None when there is none."""
@@ -36,7 +37,7 @@ def test_requests_are_counted_by_what_became_of_them():
 
     for what, times in [(Happening.ACCEPTED, 5), (Happening.ANSWERED, 3), (Happening.RETRIED, 2)]:
         for _ in range(times):
-            figures.metrics.on_event(Event(what, status=200))
+            figures.lifecycle.emit(Event(what, status=200))
 
     assert figures("openhqm_requests_total", outcome="accepted") == 5
     assert figures("openhqm_requests_total", outcome="answered") == 3
@@ -48,7 +49,7 @@ def test_requests_are_counted_by_what_became_of_them():
 def test_attempts_are_counted_by_status_class(status, code):
     figures = Figures()
 
-    figures.metrics.on_event(Event(Happening.DEAD_LETTERED, status=status, reason="timeout"))
+    figures.lifecycle.emit(Event(Happening.DEAD_LETTERED, status=status, reason="timeout"))
 
     assert figures("openhqm_attempts_total", code=code) == 1
 
@@ -57,7 +58,7 @@ def test_durations_fall_into_cumulative_buckets():
     figures = Figures()
 
     for seconds in (0.001, 0.005, 0.3, 1000.0):
-        figures.metrics.on_event(Event(Happening.ANSWERED, status=200, duration_seconds=seconds))
+        figures.lifecycle.emit(Event(Happening.ANSWERED, status=200, duration_seconds=seconds))
 
     bucket = "openhqm_request_duration_seconds_bucket"
     assert [figures(bucket, le=le) for le in ("0.005", "0.25", "0.5", "300.0", "+Inf")] == [2, 2, 3, 3, 4]
@@ -69,9 +70,9 @@ def test_reasons_are_labels_and_stay_bounded():
     figures = Figures()
 
     for number in range(10 * MOST_REASONS):
-        figures.metrics.on_event(Event(Happening.REFUSED, reason=f"reason-{number}"))
-    figures.metrics.on_event(Event(Happening.REFUSED, reason="reason-1"))
-    figures.metrics.on_event(Event(Happening.DEAD_LETTERED, reason="poison"))
+        figures.lifecycle.emit(Event(Happening.REFUSED, reason=f"reason-{number}"))
+    figures.lifecycle.emit(Event(Happening.REFUSED, reason="reason-1"))
+    figures.lifecycle.emit(Event(Happening.DEAD_LETTERED, reason="poison"))
 
     assert figures("openhqm_refusals_total", reason="reason-1") == 2
     assert figures("openhqm_refusals_total", reason="other") == 9 * MOST_REASONS
@@ -127,6 +128,6 @@ def test_two_processes_worth_of_metrics_do_not_meet():
     """No state in the module: a test, or a second server in one process, starts from zero."""
     first, second = Figures(), Figures()
 
-    first.metrics.on_event(Event(Happening.ACCEPTED))
+    first.lifecycle.emit(Event(Happening.ACCEPTED))
 
     assert second("openhqm_queue_publish_total") == 0

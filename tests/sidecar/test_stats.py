@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from openhqm.lifecycle import Event, Happening
+from openhqm.lifecycle import Event, Happening, Lifecycle
 from openhqm.stats import Phase, Stats
 from openhqm.stores.base import Counts, Finish, Lane, NewRecord, Options, State
 from openhqm.stores.memory import MemoryStore
@@ -45,7 +45,7 @@ async def finish_one(store: MemoryStore) -> None:
 
 async def test_rates_are_means_over_the_window(store: MemoryStore) -> None:
     clock = Clock()
-    stats = Stats(store, Egress(), clock=clock)
+    stats = Stats(store, Egress(), Lifecycle(), clock=clock)
     stats.sampled(Lane.REQUESTS, await store.counts())
     await accept(store, 20)
     await finish_one(store)
@@ -57,7 +57,7 @@ async def test_rates_are_means_over_the_window(store: MemoryStore) -> None:
 
 
 async def test_rates_are_not_known_before_the_window_holds_something(store: MemoryStore) -> None:
-    figures = await Stats(store, Egress()).read()
+    figures = await Stats(store, Egress(), Lifecycle()).read()
 
     assert figures["arrival_per_second"] is None
     assert figures["mean_app_seconds"] is None
@@ -66,7 +66,7 @@ async def test_rates_are_not_known_before_the_window_holds_something(store: Memo
 async def test_figures_for_the_autoscaler(store: MemoryStore) -> None:
     await accept(store, 3)
     await store.accept([NewRecord(id=uuid.uuid4().bytes, envelope=b"", delay_seconds=60)])
-    stats = Stats(store, Egress(in_flight=2), queue="orders")
+    stats = Stats(store, Egress(in_flight=2), Lifecycle(), queue="orders")
 
     figures = await stats.read()
 
@@ -78,16 +78,17 @@ async def test_figures_for_the_autoscaler(store: MemoryStore) -> None:
 
 
 async def test_an_ingress_alone_has_no_slots(store: MemoryStore) -> None:
-    figures = await Stats(store, None).read()
+    figures = await Stats(store, None, Lifecycle()).read()
 
     assert (figures["in_flight"], figures["concurrency"], figures["breaker"]) == (0, 0, None)
 
 
 async def test_the_mean_follows_the_app(store: MemoryStore) -> None:
-    stats = Stats(store, Egress())
+    lifecycle = Lifecycle()
+    stats = Stats(store, Egress(), lifecycle)
     for seconds in [1.0] * 5 + [2.0] * 50:
-        stats.on_event(Event(Happening.ANSWERED, duration_seconds=seconds))
-    stats.on_event(Event(Happening.ACCEPTED, duration_seconds=100.0))
+        lifecycle.emit(Event(Happening.ANSWERED, duration_seconds=seconds))
+    lifecycle.emit(Event(Happening.ACCEPTED, duration_seconds=100.0))
 
     figures = await stats.read()
 
@@ -97,7 +98,7 @@ async def test_the_mean_follows_the_app(store: MemoryStore) -> None:
 
 async def test_readiness_tells_that_the_store_is_away_and_stays_ready(store: MemoryStore) -> None:
     """Taking the Pod out of its Service would turn an honest 503 into a connection error."""
-    stats = Stats(store, Egress(breaker_state="open"))
+    stats = Stats(store, Egress(breaker_state="open"), Lifecycle())
     stats.phase = Phase.SERVING
 
     stats.sampled(Lane.REQUESTS, None)
