@@ -13,7 +13,7 @@ from typing import assert_never
 import structlog
 
 from openhqm import problems, replies
-from openhqm.batching import Coalescer
+from openhqm.batching import Coalescer, Punctual
 from openhqm.body import Received
 from openhqm.control import Control
 from openhqm.envelope import Envelope
@@ -39,6 +39,10 @@ from openhqm.stores.base import (
     Store,
 )
 from openhqm.waiters import Waiters
+
+COMMIT_SECONDS = 3.0
+"""Longest wait for a commit. The client then gets a 503, and its request may still become committed:
+without a 202 it may or may not exist, and an Idempotency-Key finds it."""
 
 log = structlog.get_logger("openhqm.acceptor")
 
@@ -69,7 +73,7 @@ class Acceptor:
         self._waiters = waiters
         self._drain_rate = drain_rate
         self._lifecycle = lifecycle
-        self._commit = Coalescer(store.accept)
+        self._commit = Coalescer(Punctual(store.accept, COMMIT_SECONDS))
         self._links = settings.ingress.reserved_prefix + "/v1/requests/"
         self.new_id = IdMint()
         self.apply(settings, encode_callback)

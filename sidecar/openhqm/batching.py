@@ -1,4 +1,4 @@
-"""Many small calls in one event-loop tick become one batch for the Store.
+"""Many small calls in one event-loop tick become one batch for the Store, and none waits for ever.
 
 Sits between ingress or egress and a Store method that takes a sequence. While one batch is under
 way the next one gathers, so a slow commit makes larger batches instead of a longer line.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
+
+from openhqm.errors import StoreUnavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,3 +61,37 @@ class Coalescer(Generic[Item, Result]):
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)
+
+
+class Punctual(Generic[Item, Result]):
+    """Calls a Store method and waits for it only so long: a commit to a dying disk may never return.
+
+    The call itself is not stopped, for a commit cannot be taken back. While one hangs the next ones
+    are refused at once, so that what they hold does not pile up behind it.
+
+    Args:
+        call: takes a batch, returns one result per item in order.
+        seconds: the longest wait.
+    """
+
+    def __init__(self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], seconds: float) -> None:
+        self._call = call
+        self._seconds = seconds
+        self._hanging: asyncio.Future[Sequence[Result]] | None = None
+
+    async def __call__(self, items: Sequence[Item]) -> Sequence[Result]:
+        """Raises StoreUnavailable when it took too long; nobody knows then what became of it."""
+        if self._hanging is not None:
+            raise StoreUnavailable("the store has not finished an earlier call")
+        calling = asyncio.ensure_future(self._call(items))
+        await asyncio.wait([calling], timeout=self._seconds)
+        if calling.done():
+            return calling.result()
+        self._hanging = calling
+        calling.add_done_callback(self._forget)
+        raise StoreUnavailable(f"the store did not finish within {self._seconds:g} s")
+
+    def _forget(self, calling: asyncio.Future[Sequence[Result]]) -> None:
+        self._hanging = None
+        if not calling.cancelled():
+            calling.exception()  # whoever asked has been told that the outcome is not known

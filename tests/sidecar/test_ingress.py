@@ -9,6 +9,7 @@ import pytest
 from tests.sidecar.intercepted import OK, get, intercepting, post
 from tests.sidecar.raw_app import always, running
 
+from openhqm import acceptor
 from openhqm.errors import BadRequest, StoreUnavailable
 from openhqm.lifecycle import Happening
 from openhqm.settings import RouteSettings
@@ -412,6 +413,41 @@ async def test_a_store_that_is_down_means_503_never_202():
         got = await port.send(post(b"/a", b"x"))
 
         assert (got.status, got[b"openhqm-error"], got[b"retry-after"]) == (503, b"store-unavailable", b"2")
+
+
+class Stalling(MemoryStore):
+    """A store whose commits hang, as on a dying disk, until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__(Options())
+        self.goes_on = asyncio.Event()
+
+    async def accept(self, records):
+        await self.goes_on.wait()
+        return await super().accept(records)
+
+
+async def test_a_store_that_hangs_means_503_in_time_and_a_retry_finds_what_it_committed_late(monkeypatch):
+    monkeypatch.setattr(acceptor, "COMMIT_SECONDS", 0.05)
+    store = Stalling()
+    async with intercepting(store=store) as port:
+        refused = [await port.send(post(b"/a", b"x", b"Idempotency-Key: k")) for _ in range(2)]
+        store.goes_on.set()
+        [late] = await until(port.stored)
+        retried = await port.send(post(b"/a", b"x", b"Idempotency-Key: k"))
+
+        assert [got.status for got in refused] == [503, 503]
+        assert all(got[b"openhqm-error"] == b"store-unavailable" and got[b"retry-after"] for got in refused)
+        assert retried.status == 202
+        assert await port.stored() == [late]
+
+
+async def until(found):
+    """What *found* returns once that is something."""
+    async with asyncio.timeout(5):
+        while not (result := await found()):
+            await asyncio.sleep(0.001)
+    return result
 
 
 class Fading(MemoryStore):
