@@ -107,7 +107,7 @@ class IdempotencyMismatch(RequestRejected):
 
 
 class NotSupported(RequestRejected):
-    """A protocol feature we refuse rather than corrupt: h2c, CONNECT, foreign upgrades."""
+    """A protocol feature we refuse rather than corrupt: CONNECT, foreign upgrades and codings."""
 
 
 class Unavailable(OpenHQMError):

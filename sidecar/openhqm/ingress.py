@@ -44,6 +44,9 @@ _TARGET = re.compile(rb'/[!"$-~]*')
 """Origin form in printable ASCII. A fragment never belongs in a request target (RFC 9112 section 3.2)."""
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?", re.ASCII)
 _UPGRADES = frozenset({"websocket"})
+_IGNORED_UPGRADES = frozenset({"h2c"})
+"""Offers that a server may ignore (RFC 9110 section 7.8), made with requests that want to be served:
+Java's HttpClient sends `Upgrade: h2c` on plain HTTP unless told otherwise."""
 
 Surface = Callable[[BaseRequest, bytes], Awaitable[Reply]]
 """Serves paths of ours: gets the request and its raw target."""
@@ -314,9 +317,14 @@ def _check_coding(coding: str, *, old: bool) -> None:
 
 
 def _wants_upgrade(upgrade: str, request: BaseRequest) -> bool:
-    """Whether another protocol is asked for; Upgrade without Connection: upgrade means nothing."""
+    """Whether another protocol is asked for, one that is passed on.
+
+    Upgrade without Connection: upgrade means nothing.
+    """
     values = request.headers.getall(hdrs.CONNECTION, [])
     if not any("upgrade" in (part.strip(" \t").lower() for part in value.split(",")) for value in values):
+        return False
+    if upgrade.lower() in _IGNORED_UPGRADES:
         return False
     if upgrade.lower() not in _UPGRADES or request.method != "GET" or request.version != HttpVersion11:
         raise NotSupported("Upgrade: only GET requests to websocket over HTTP/1.1 are passed on")

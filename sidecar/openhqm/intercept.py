@@ -1,8 +1,8 @@
 """The intercept server: aiohttp's low-level server, taught what it does not do for a proxy.
 
 Below `ingress.py`, which only sees whole request heads. Here: how connections are made, what a parse
-error looks like to the client (our 400, connection closed, nothing stored), and that a body which
-turns out malformed is told to whoever reads it.
+error looks like to the client (our 400, connection closed, nothing stored), that a body which turns
+out malformed is told to whoever reads it, and that nothing is misread behind an ignored upgrade.
 
 Only the C parser is served. The pure Python one accepts unknown methods, folds lower-case ones and
 takes raw bytes in paths; what a sidecar accepts must not depend on how it was installed.
@@ -10,11 +10,11 @@ takes raw bytes in paths; what a sidecar accepts must not depend on how it was i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, cast
 
 import structlog
-from aiohttp import http_parser
+from aiohttp import hdrs, http_parser
 from aiohttp.web import BaseRequest, RequestHandler, RequestPayloadError, Server, StreamResponse
 
 from openhqm import problems
@@ -69,7 +69,14 @@ class InterceptServer(Server):
 class InterceptConnection(RequestHandler):
     """One client connection."""
 
-    __slots__ = ()
+    __slots__ = ("_body_left", "_is_in_doubt")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._body_left = 0
+        """Bytes still to come of a body whose request offered an upgrade that is ignored."""
+        self._is_in_doubt = False
+        """Whether bytes may have been lost: nothing may be read after the request that is served."""
 
     def handle_error(
         self,
@@ -95,9 +102,20 @@ class InterceptConnection(RequestHandler):
         return cast(StreamResponse, problems.reply(BadRequest(detail), keep_alive=False))
 
     def data_received(self, data: bytes) -> None:
+        was_idle = self._current_request is None and not self._messages
         super().data_received(data)
-        if self._messages:
+        if self._body_left:
+            self._follow_body(len(data))
+        elif self._messages:
             self._fail_cut_body()
+            self._check_upgrade(data, was_idle)
+
+    def finish_response(
+        self, request: BaseRequest, resp: StreamResponse, start_time: float | None
+    ) -> Coroutine[Any, Any, tuple[StreamResponse, bool]]:
+        if self._is_in_doubt:
+            cast(Reply, resp).keep_alive = False
+        return super().finish_response(request, resp, start_time)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         # Asked after every read; unless reading was paused, that would parse nothing at some cost.
@@ -121,3 +139,31 @@ class InterceptConnection(RequestHandler):
             return
         if not content.is_eof():
             content.set_exception(RequestPayloadError("the body's framing is malformed"))
+
+    def _check_upgrade(self, data: bytes, was_idle: bool) -> None:
+        """See whether anything followed, in the same packet, a request that offers an upgrade.
+
+        The C parser stops at the end of such a request and, for a protocol it does not know, drops
+        what is left of the packet without a word; the packet after it would then be read from the
+        middle of a request. Where it cannot be shown that nothing was dropped the connection ends
+        with the answer: clients send on that again elsewhere (RFC 9112 section 9.3.2).
+        """
+        message: Any = self._messages[-1][0]  # or an error, which has no such attribute
+        if self._upgraded or not getattr(message, "upgrade", False):
+            return
+        head_ends_at = data.find(b"\r\n\r\n") + 4
+        # A line end at the beginning may be the second half of one that ended the head.
+        is_whole = was_idle and len(self._messages) == 1 and head_ends_at > 3 and data[0] not in b"\r\n"
+        left = head_ends_at + int(message.headers.get(hdrs.CONTENT_LENGTH, 0)) - len(data)
+        if is_whole and left >= 0 and not message.chunked:
+            self._body_left = left
+        else:
+            self._is_in_doubt = True
+
+    def _follow_body(self, size: int) -> None:
+        """Count *size* bytes that came; more than the body's are lost, as in `_check_upgrade`."""
+        self._body_left -= size
+        if self._body_left < 0:
+            self._body_left = 0
+            self._is_in_doubt = True
+            self.close()

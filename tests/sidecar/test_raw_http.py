@@ -18,6 +18,7 @@ from tests.sidecar.raw_app import RawApp, always, running
 on_uvloop = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB"
 LONG = b"a" * 20_000
 
 
@@ -350,7 +351,21 @@ CONNECTIONS = {
         same(POST + b"Content-Length: 1\r\n\r\nx"),
     ),
     "Expect something else": bad_field(b"Expect: 200-ok", 417, closes=False),
-    "h2c": bad_field(b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA", 501),
+    "h2c is ignored": dropped(H2C),
+    "h2c of another case is ignored": dropped(b"connection: upgrade\r\nupgrade: H2C"),
+    "h2c with a body is ignored": (
+        POST + H2C + b"\r\nContent-Length: 3\r\n\r\nabc",
+        same(POST + b"Content-Length: 3\r\n\r\nabc"),
+    ),
+    "h2c with chunks is ignored": (
+        POST + H2C + b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
+        Taken(
+            POST + b"Content-Length: 3\r\n\r\n",
+            b"abc",
+            POST + b"Transfer-Encoding: chunked\r\n\r\n",
+        ),
+    ),
+    "h2c over TLS is another upgrade": bad_field(b"Connection: Upgrade\r\nUpgrade: h2", 501),
     "another upgrade": bad_field(b"Connection: Upgrade\r\nUpgrade: TLS/1.0", 501),
     "two upgrades": bad_field(b"Connection: Upgrade\r\nUpgrade: websocket, h2c", 501),
     "POST to websocket": (
@@ -433,6 +448,11 @@ async def assert_refused(port: Intercept, app: RawApp, connection: Connection, e
     assert app.requests == []
 
 
+async def until_read(port: Intercept) -> None:
+    """Let the server read what was written: a round trip of its own, on the same loop, takes longer."""
+    await port.send(get(b"/.openhqm/v1/openapi.json"))
+
+
 def unchunked(data: bytes) -> bytes:
     body = b""
     while match := re.match(rb"([0-9a-f]+)\r\n", data):
@@ -460,6 +480,49 @@ class TestSequences:
                 assert [body for _, body in await port.stored()] == [b"abc", b"de", b""]
             else:
                 assert len(app.requests) == 3
+
+    @pytest.mark.parametrize("body", [b"", b"abc"])
+    @pytest.mark.parametrize("cut", ["nowhere", "before the body", "in the body"])
+    async def test_a_connection_goes_on_after_an_upgrade_that_was_ignored(self, action, body, cut):
+        """As Java's HttpClient uses it: an offer with every request, the body in a packet of its own."""
+        head = POST + H2C + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
+        at = {"nowhere": len(head + body), "before the body": len(head), "in the body": len(head) + 1}[cut]
+        async with running(always(OK)) as app, intercept(app, action) as port, port.connected() as connection:
+            for _ in range(3):
+                connection.write((head + body)[:at])
+                if (head + body)[at:]:
+                    await until_read(port)
+                    connection.write((head + body)[at:])
+                answer = await connection.answer()
+                assert (answer.status in (200, 202), answer[b"connection"]) == (True, None)
+
+            if action == "queue":
+                assert [stored for _, stored in await port.stored()] == [body] * 3
+            else:
+                assert [request.partition(b"\r\n\r\n")[2] for request in app.requests] == [body] * 3
+
+    @pytest.mark.parametrize("framing", [b"", b"\r\nContent-Length: 3", b"\r\nTransfer-Encoding: chunked"])
+    @pytest.mark.parametrize("cut", [0, 7, 30])
+    async def test_what_is_pipelined_behind_an_ignored_upgrade_is_never_misread(self, action, framing, cut):
+        """The parser loses the rest of the packet: what follows must not be taken for a request."""
+        body = {b"": b"", b"\r\nContent-Length: 3": b"abc"}.get(framing, b"3\r\nabc\r\n0\r\n\r\n")
+        behind = get(b"/2", b"X: GET /smuggled HTTP/1.1") + get(b"/3")
+        async with running(always(OK)) as app, intercept(app, action) as port, port.connected() as connection:
+            connection.write(POST + H2C + framing + b"\r\n\r\n" + body + behind[:cut])
+            await until_read(port)
+            connection.write(behind[cut:])
+            answer = await connection.answer()
+
+            assert answer.status in (200, 202)
+            lost = cut or b"chunked" in framing
+            if lost:
+                assert await connection.is_closed_by_server()
+            else:
+                assert [(await connection.answer()).status for _ in range(2)] == [answer.status] * 2
+            taken = [
+                request.split()[1] for request in app.requests + [head for head, _ in await port.stored()]
+            ]
+            assert taken == ([b"/"] if lost else [b"/", b"/2", b"/3"])
 
     async def test_a_malformed_request_behind_a_good_one_ends_the_connection(self, action):
         async with running(always(OK)) as app, intercept(app, action) as port, port.connected() as connection:
