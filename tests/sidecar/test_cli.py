@@ -15,6 +15,7 @@ import pytest
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
+from tests.sidecar.intercepted import intercepting, replaying
 from typer.testing import CliRunner, Result
 
 from openhqm.admin import build_admin_app
@@ -215,6 +216,53 @@ async def test_submit_sends_through_the_queue_and_tells_how_to_go_on(running: Ru
     assert (seen["method"], seen["path"], seen["body"]) == ("POST", "/orders?dry=1", b"\x00{}")
     assert (seen["X-A"], seen["Prefer"]) == ("b", "respond-async")
     assert "openhqm get --body --wait 60 abc" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--target", "handler:reverse"), ("--api-key", "k", "-t", "handler:echo")]
+)
+async def test_submit_goes_by_the_submit_api_when_told_to(
+    running: Running, arguments: tuple[str, ...]
+) -> None:
+    async with intercepting(None) as port:
+        running.stats.ports = {"ingress": port.port}
+        sent = await running.json("submit", "/x", *arguments, "-d", "abc", "-H", "OpenHQM-Priority: 7")
+        lease = await port.lease()
+
+        assert (sent["status"], sent["correlation_id"]) == (202, str(uuid.UUID(bytes=lease.id)))
+        assert sent["handle"] == port.handles.handle(lease.id)
+        assert Envelope.decode(lease.envelope).target == arguments[-1]
+        assert (lease.priority, lease.body) == (7, b"abc")
+
+
+async def test_submit_goes_by_the_submit_api_where_there_is_no_app(running: Running) -> None:
+    async with intercepting(None) as port:
+        running.stats.ports = {"ingress": port.port}
+        result = await running.run("submit", "/orders")
+
+    assert result.exit_code == 1
+    assert "no app is configured here" in str(result.exception)
+    assert "handler:<name>" in str(result.exception)
+
+
+async def test_submit_by_the_submit_api_takes_any_bytes_and_repeated_headers(running: Running) -> None:
+    async with intercepting(None) as port:
+        command = ("submit", "/", "-t", "handler:echo", "-d", "@-", "-H", "A: 1", "-H", "A: 2")
+        url = ("--url", f"http://127.0.0.1:{port.port}/")
+        result = await running.run(*command, *url, input=b"\xff\x00")
+        lease = await port.lease()
+
+    assert "accepted" in result.stdout
+    assert lease.body == b"\xff\x00"
+    assert b"\r\nA: 1\r\nA: 2\r\n" in Envelope.decode(lease.envelope).head
+
+
+async def test_submit_with_wait_writes_the_handlers_answer(running: Running) -> None:
+    async with intercepting(None) as port, replaying(port):
+        running.stats.ports = {"ingress": port.port}
+        result = await running.run("submit", "/", "-t", "handler:reverse", "-d", '"abc"', "--wait", "10")
+
+    assert result.stdout_bytes == b'"cba"'
 
 
 # --- dead letters, pause, figures -------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from openhqm import __version__
-from openhqm.cli import process, records, running
+from openhqm.cli import process, records, running, submit
 from openhqm.cli.client import CallFailed
 from openhqm.errors import OpenHQMError, SettingsError
 
@@ -44,7 +44,7 @@ def _root(
 SERVE, REQUESTS, OPERATE, SETUP = "Run", "Requests", "Operate", "Set up"
 app.command("serve", rich_help_panel=SERVE)(process.serve)
 app.command("demo", rich_help_panel=SERVE)(process.demo)
-app.command("submit", rich_help_panel=REQUESTS)(records.submit)
+app.command("submit", rich_help_panel=REQUESTS)(submit.submit)
 app.command("get", rich_help_panel=REQUESTS)(records.get)
 app.command("cancel", rich_help_panel=REQUESTS)(records.cancel)
 app.command("list", rich_help_panel=REQUESTS)(records.list_requests)

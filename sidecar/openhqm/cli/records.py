@@ -1,15 +1,14 @@
-"""Commands about single requests: submit, get, cancel, list, and dead letters under `dlq`."""
+"""Commands about stored requests: get, cancel, list, and dead letters under `dlq`."""
 
 from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from openhqm.cli.client import Admin, CallFailed, call, explain
+from openhqm.cli.client import Admin, CallFailed
 from openhqm.cli.options import AdminUrl, AsJson, LaneName
 
 FINAL = frozenset({"done", "failed", "cancelled", "expired"})
@@ -20,45 +19,6 @@ dlq = typer.Typer(no_args_is_help=True, help="Dead letters: requests given up on
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Correlation ids or handles.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="Correlation id or handle.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most records shown.")]
-
-
-def submit(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Path and query at the app: /orders?dry=1")],
-    method: Annotated[str, typer.Option("--method", "-X", help="HTTP method.")] = "POST",
-    data: Annotated[
-        str, typer.Option("--data", "-d", help="Body; @FILE reads a file, @- standard input.")
-    ] = "",
-    header: Annotated[
-        list[str] | None, typer.Option("--header", "-H", help="'Name: value', repeatable.")
-    ] = None,
-    wait: Annotated[float, typer.Option("--wait", "-w", min=0, help="Seconds to wait for the answer.")] = 0,
-    url: Annotated[str, typer.Option("--url", help="Intercept port; default: asked of the admin port.")] = "",
-    admin: AdminUrl = "",
-    json: AsJson = False,
-) -> None:
-    """Send a request through the queue and show its handle, or its answer with --wait."""
-    from openhqm.cli import show
-
-    target = url or _intercept_url(Admin(admin))
-    headers = {"Content-Type": "application/json", **_headers(header or [])}
-    headers["Prefer"] = f"wait={wait:.0f}" if wait else "respond-async"
-    answer = call(target, method, path, _body(data), headers, timeout_seconds=wait + 30)
-    if "openhqm-error" in answer.headers:
-        raise CallFailed(explain(answer, target))
-    if json:
-        text = answer.body.decode("utf-8", "replace")
-        show.as_json({"status": answer.status, "headers": answer.headers, "body": text})
-    elif answer.status == 202 and "openhqm-correlation-id" in answer.headers:
-        location = answer.headers.get("location", "")
-        show.fields(
-            {
-                "accepted": answer.headers["openhqm-correlation-id"],
-                "state": f"curl {target}{location}",
-                "answer": f"openhqm get --body --wait 60 {answer.headers['openhqm-correlation-id']}",
-            }
-        )
-    else:
-        _write_body(answer.body, f"{answer.status}")
 
 
 def get(
@@ -77,7 +37,7 @@ def get(
     record = _wait_until_final(api, id, wait)
     if body:
         answer = api.answer(id)
-        _write_body(answer.body, answer.headers.get("openhqm-answer-status", ""))
+        write_body(answer.body, answer.headers.get("openhqm-answer-status", ""))
     elif json:
         show.as_json(record)
     else:
@@ -192,35 +152,7 @@ def _choice(ids: list[str] | None, everything: bool, lane: str) -> dict[str, Any
     return {"all": True, "lane": lane} if everything else {"ids": ids}
 
 
-def _intercept_url(admin: Admin) -> str:
-    port = admin.stats()["ports"].get("ingress")
-    if port is None:
-        raise CallFailed("this openhqm has no intercept port (mode egress); name one with --url")
-    return f"http://127.0.0.1:{port}"
-
-
-def _headers(lines: list[str]) -> dict[str, str]:
-    headers = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name.strip():
-            raise CallFailed(f"not a header: {line!r}; write 'Name: value'")
-        headers[name.strip()] = value.strip()
-    return headers
-
-
-def _body(data: str) -> bytes:
-    if data == "@-":
-        return sys.stdin.buffer.read()
-    if data.startswith("@"):
-        try:
-            return Path(data[1:]).read_bytes()
-        except OSError as exc:
-            raise CallFailed(f"{data[1:]}: {exc.strerror}") from exc
-    return data.encode()
-
-
-def _write_body(body: bytes, status: str) -> None:
+def write_body(body: bytes, status: str) -> None:
     """The body to standard output, untouched; the status beside it, for people."""
     if sys.stderr.isatty():
         typer.echo(f"status {status}", err=True)
