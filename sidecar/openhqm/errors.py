@@ -19,6 +19,7 @@ OpenHQMError
 ├── Unavailable                 our doing and temporary: 503 with Retry-After
 │   ├── BacklogFull
 │   ├── StoreUnavailable
+│   ├── TooManyConnections
 │   └── Draining
 ├── AppError                    a replay did not bring an answer; `retry.py` decides what follows
 │   ├── AppUnreachable          nothing was sent: burns no attempt
@@ -126,6 +127,10 @@ class BacklogFull(Unavailable):
 
 class StoreUnavailable(Unavailable):
     """The Store cannot be reached or cannot write; safe to call again."""
+
+
+class TooManyConnections(Unavailable):
+    """As many clients are connected as are admitted."""
 
 
 class Draining(Unavailable):

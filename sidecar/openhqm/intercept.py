@@ -2,7 +2,8 @@
 
 Below `ingress.py`, which only sees whole request heads. Here: how connections are made, what a parse
 error looks like to the client (our 400, connection closed, nothing stored), that a body which turns
-out malformed is told to whoever reads it, and that nothing is misread behind an ignored upgrade.
+out malformed is told to whoever reads it, that nothing is misread behind an ignored upgrade, and that
+neither too many clients nor those that do not read their answers take everything.
 
 Only the C parser is served. The pure Python one accepts unknown methods, folds lower-case ones and
 takes raw bytes in paths; what a sidecar accepts must not depend on how it was installed.
@@ -10,6 +11,10 @@ takes raw bytes in paths; what a sidecar accepts must not depend on how it was i
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import struct
+import termios
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, cast
 
@@ -18,7 +23,7 @@ from aiohttp import hdrs, http_parser
 from aiohttp.web import BaseRequest, RequestHandler, RequestPayloadError, Server, StreamResponse
 
 from openhqm import problems
-from openhqm.errors import BadRequest, SettingsError
+from openhqm.errors import BadRequest, SettingsError, TooManyConnections
 from openhqm.replies import Reply
 from openhqm.settings import IngressSettings
 
@@ -48,6 +53,8 @@ def build_server(handler: Handler, ingress: IngressSettings) -> Server:
         access_log=None,
         keepalive_timeout=ingress.keepalive_seconds,
         lingering_time=LINGER_SECONDS,
+        max_connections=ingress.max_connections,
+        stall_seconds=ingress.body_timeout_seconds,
         max_line_size=MAX_HEAD_LINE_BYTES,
         max_field_size=MAX_HEAD_LINE_BYTES,
     )
@@ -67,16 +74,69 @@ class InterceptServer(Server):
 
 
 class InterceptConnection(RequestHandler):
-    """One client connection."""
+    """One client connection.
 
-    __slots__ = ("_body_left", "_is_in_doubt")
+    Args:
+        max_connections: with more than that this one is turned away.
+        stall_seconds: how long a client may read nothing of an answer that waits for it.
+    """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    __slots__ = ("_body_left", "_is_in_doubt", "_max_connections", "_stall_seconds", "_stall_timer")
+
+    def __init__(self, *args: Any, max_connections: int, stall_seconds: float, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._max_connections = max_connections
+        self._stall_seconds = stall_seconds
+        self._stall_timer: asyncio.TimerHandle | None = None
         self._body_left = 0
         """Bytes still to come of a body whose request offered an upgrade that is ignored."""
         self._is_in_doubt = False
         """Whether bytes may have been lost: nothing may be read after the request that is served."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self._manager is not None
+        if len(self._manager._connections) > self._max_connections:
+            self._turn_away(cast(asyncio.Transport, transport))
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def _turn_away(self, transport: asyncio.Transport) -> None:
+        log.warning("connection.refused", max_connections=self._max_connections)
+        error = TooManyConnections("as many clients are connected as are admitted (ingress.max_connections)")
+        refusal = problems.reply(error, keep_alive=False)
+        transport.write(refusal.head + b"Connection: close\r\n\r\n" + refusal.body)
+        self.force_close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_watching()
+        super().resume_writing()
+
+    def _watch_reader(self) -> None:
+        """Look after a while whether the client has read anything of what waits for it."""
+        unread = _unread_bytes(self.transport)
+        self._stall_timer = self._loop.call_later(self._stall_seconds, self._check_reader, unread)
+
+    def _check_reader(self, unread_before: int) -> None:
+        self._stall_timer = None
+        if self.transport is None:
+            return
+        if _unread_bytes(self.transport) < unread_before:
+            self._watch_reader()
+            return
+        log.info("client.stalled", unread_bytes=unread_before)
+        self.transport.abort()
+
+    def _stop_watching(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def handle_error(
         self,
@@ -167,3 +227,16 @@ class InterceptConnection(RequestHandler):
             self._body_left = 0
             self._is_in_doubt = True
             self.close()
+
+
+def _unread_bytes(transport: asyncio.Transport | None) -> int:
+    """What was written and the client has not acknowledged: our buffer, and the kernel's where it tells."""
+    if transport is None:
+        return 0
+    unread = transport.get_write_buffer_size()
+    connection = transport.get_extra_info("socket")
+    try:
+        told = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:  # not every kernel tells
+        return unread
+    return unread + int(struct.unpack("i", told)[0])

@@ -46,6 +46,7 @@ _KINDS: dict[type[errors.OpenHQMError], Kind] = {
     errors.NotSupported: Kind(501, "not-supported", "The protocol feature is not supported"),
     errors.BacklogFull: Kind(503, "backlog-full", "The backlog is full"),
     errors.StoreUnavailable: Kind(503, "store-unavailable", "The store cannot be reached"),
+    errors.TooManyConnections: Kind(503, "too-many-connections", "Too many clients are connected"),
     errors.Draining: Kind(503, "draining", "The process is about to exit"),
     errors.AppUnreachable: Kind(502, "app-unreachable", "The app cannot be reached"),
     errors.AppTimeout: Kind(504, "app-timeout", "The app did not answer in time"),

@@ -230,7 +230,15 @@ class IngressSettings(Area):
     max_body_bytes: PositiveInt = Field(64 * MiB, description="Largest request body; beyond it 413.")
     max_wait_seconds: NonNegativeFloat = Field(60.0, description="Upper bound of Prefer: wait and ?wait=.")
     body_timeout_seconds: PositiveFloat = Field(
-        60.0, description="A request body that makes no progress for this long ends its connection."
+        60.0,
+        description="A request body that makes no progress for this long ends its connection; so does "
+        "an answer that the client stopped reading.",
+    )
+    max_connections: PositiveInt = Field(
+        10_000,
+        description="Client connections at once; more are answered with 503 and closed. Each needs a file "
+        "descriptor (ulimit -n).",
+        json_schema_extra={"structural": True},
     )
     keepalive_seconds: PositiveFloat = Field(
         75.0,

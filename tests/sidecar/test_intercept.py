@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from tests.sidecar.intercepted import get, intercepting, post
 
 from openhqm.intercept import build_server
 from openhqm.settings import IngressSettings
+from openhqm.stores.base import Options
 
 
 def test_without_the_c_parser_it_refuses_to_start():
@@ -78,3 +80,72 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_our
 
         assert logs == []
         assert await port.stored() == []
+
+
+async def test_more_connections_than_admitted_are_told_so_and_closed():
+    async with intercepting(ingress={"max_connections": 2}) as port:
+        async with port.connected() as first, port.connected() as second:
+            for connection in (first, second):
+                connection.write(post(b"/a"))
+                assert (await connection.answer()).status == 202
+            async with port.connected() as third:
+                refused = await third.answer()
+                assert await third.is_closed_by_server()
+        await until(lambda: not port.server.connections)
+        again = await port.send(post(b"/b"))
+
+    assert (refused.status, refused[b"openhqm-error"]) == (503, b"too-many-connections")
+    assert (refused[b"connection"], refused[b"retry-after"] is not None) == (b"close", True)
+    assert again.status == 202
+
+
+async def until(holds):
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
+async def test_a_client_that_stops_reading_its_answer_is_disconnected():
+    async with intercepting(ingress={"body_timeout_seconds": 0.2}, options=ROOM) as port:
+        path = await answered(port, LARGE)
+        with await asked(port, get(path + b"/response")):
+            await until(lambda: port.server.connections)
+            await until(lambda: not port.server.connections)
+
+
+async def test_a_client_that_reads_slowly_gets_all_of_its_answer():
+    async with intercepting(ingress={"body_timeout_seconds": 0.1}, options=ROOM) as port:
+        path = await answered(port, LARGE)
+        got = b""
+        with await asked(port, get(path + b"/response", b"Connection: close")) as client:
+            while chunk := await asyncio.get_running_loop().sock_recv(client, 500_000):
+                got += chunk
+                await asyncio.sleep(0.01)
+
+    assert got.endswith(b"\r\n\r\n" + LARGE)
+
+
+LARGE = bytes(range(256)) * 64_000
+ROOM = Options(max_bytes=2**30)
+
+
+async def answered(port, body):
+    """Path of a request whose answer has a large body."""
+    got = await port.send(post(b"/a"))
+    lease = await port.lease()
+    writer = await port.store.blobs.write(lease.id, f"answer-{lease.epoch}")
+    await writer.write(body)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    await port.finish(lease, head, await writer.commit())
+    return got.path
+
+
+async def asked(port, request):
+    """A bare socket that sent *request*; nothing reads from it unasked."""
+    client = socket.socket()
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, ("127.0.0.1", port.port))
+    await loop.sock_sendall(client, request)
+    return client

@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "ingress.max_body_bytes": 67108864,
     "ingress.max_wait_seconds": 60.0,
     "ingress.body_timeout_seconds": 60.0,
+    "ingress.max_connections": 10_000,
     "ingress.keepalive_seconds": 75.0,
     "ingress.submit_api": None,
     "ingress.api_keys": (),
