@@ -93,13 +93,12 @@ def drained_per_second(openhqm: Openhqm, app_port: int, requests: int) -> float:
     """Queue *requests* while paused, resume, and time until every one of them is final."""
     openhqm.admin("POST", "/admin/v1/pause")
     before = call(app_port, "GET", "/count")["served"]
-    queued = openhqm.admin("GET", "/admin/v1/stats")["backlog"]
-    while queued < requests:
+    while openhqm.backlog() < requests:
         load("closed", openhqm.port, "--seconds", "1")
-        queued = openhqm.admin("GET", "/admin/v1/stats")["backlog"]
+    queued = openhqm.settled_backlog()
     openhqm.admin("POST", "/admin/v1/resume")
     started = time.perf_counter()
-    while openhqm.admin("GET", "/admin/v1/stats")["backlog"]:
+    while openhqm.backlog():
         time.sleep(0.02)
     elapsed = time.perf_counter() - started
     served = call(app_port, "GET", "/count")["served"] - before

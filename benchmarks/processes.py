@@ -103,6 +103,17 @@ class Openhqm:
     def admin(self, method: str, path: str) -> dict:
         return call(self.admin_port, method, path)
 
+    def backlog(self) -> int:
+        return self.admin("GET", "/admin/v1/stats")["backlog"]
+
+    def settled_backlog(self) -> int:
+        """The backlog once the requests of clients that have left are all committed."""
+        before = -1
+        while (now := self.backlog()) != before:
+            before = now
+            time.sleep(0.2)
+        return now
+
     def rss_bytes(self) -> int:
         """Resident memory now, from the kernel."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():

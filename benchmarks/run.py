@@ -34,12 +34,18 @@ def memory_url(folder: Path) -> str:
 
 
 def redis_url(stack: ExitStack, appendfsync: str) -> Callable[[Path], str]:
-    """A fresh server per benchmark run; one queue name per folder keeps measurements apart."""
+    """A server for this run; every measurement finds it empty."""
     folder = Path(tempfile.mkdtemp(prefix="openhqm-bench-redis-"))
     server = services.RedisServer(services.binary("valkey"), folder, fsync=appendfsync)
     server.start()
     stack.callback(server.stop)
-    return lambda folder: server.url
+
+    def emptied(folder: Path) -> str:
+        with server.client() as client:
+            client.flushall()
+        return server.url
+
+    return emptied
 
 
 def rows(only: set[str], queued: int) -> Iterator[Row]:
