@@ -68,9 +68,19 @@ class InterceptServer(Server):
     ) -> None:
         super().__init__(handler)
         self._connection_options = connection_options
+        self._refused = 0
+        self._told_at = float("-inf")
 
     def __call__(self) -> RequestHandler:
         return InterceptConnection(self, loop=self._loop, **self._connection_options)
+
+    def count_refused(self, limit: int) -> None:
+        """Say that a connection was refused; once a second, not for each of a flood."""
+        self._refused += 1
+        now = self._loop.time()
+        if now - self._told_at >= 1:
+            log.warning("connection.refused", max_connections=limit, refused=self._refused)
+            self._told_at, self._refused = now, 0
 
 
 class InterceptConnection(RequestHandler):
@@ -104,7 +114,7 @@ class InterceptConnection(RequestHandler):
         super().connection_lost(exc)
 
     def _turn_away(self, transport: asyncio.Transport) -> None:
-        log.warning("connection.refused", max_connections=self._max_connections)
+        cast(InterceptServer, self._manager).count_refused(self._max_connections)
         error = TooManyConnections("as many clients are connected as are admitted (ingress.max_connections)")
         refusal = problems.reply(error, keep_alive=False)
         transport.write(refusal.head + b"Connection: close\r\n\r\n" + refusal.body)

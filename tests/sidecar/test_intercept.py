@@ -88,15 +88,18 @@ async def test_more_connections_than_admitted_are_told_so_and_closed():
             for connection in (first, second):
                 connection.write(post(b"/a"))
                 assert (await connection.answer()).status == 202
-            async with port.connected() as third:
-                refused = await third.answer()
-                assert await third.is_closed_by_server()
+            with capture_logs() as logs:
+                for _ in range(3):
+                    async with port.connected() as third:
+                        refused = await third.answer()
+                        assert await third.is_closed_by_server()
         await until(lambda: not port.server.connections)
         again = await port.send(post(b"/b"))
 
     assert (refused.status, refused[b"openhqm-error"]) == (503, b"too-many-connections")
     assert (refused[b"connection"], refused[b"retry-after"] is not None) == (b"close", True)
     assert again.status == 202
+    assert [entry["event"] for entry in logs] == ["connection.refused"]
 
 
 async def until(holds):
