@@ -200,7 +200,7 @@ class Refused:
     reason: Refusal
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
 class Lease:
     """The right to run one record until the lease runs out.
 
@@ -227,7 +227,7 @@ class Lease:
     leased_at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
 class Answer:
     """The app's stored answer: opaque head bytes and raw body."""
 
@@ -235,7 +235,7 @@ class Answer:
     body: Body = b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
 class Finish:
     """Settle as final.
 
@@ -345,7 +345,7 @@ class Want(enum.Flag):
     REQUEST = enum.auto()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
 class Change:
     """A record reached *state*."""
 
