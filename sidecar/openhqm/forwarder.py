@@ -28,7 +28,7 @@ _FAR_SECONDS = 10 * 365 * 86_400.0
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
 class Forwarded:
     """The app's answer to one attempt.
 
@@ -39,7 +39,6 @@ class Forwarded:
         retry_after_seconds: what Retry-After asks for, None without a valid one.
         body_bytes: size of the answer's body.
         length_verified: False when only the end of the connection marked the end of the body.
-        duration_seconds: from before connecting to the last byte of the answer.
     """
 
     status: int
@@ -47,7 +46,6 @@ class Forwarded:
     retry_after_seconds: float | None
     body_bytes: int
     length_verified: bool
-    duration_seconds: float
 
 
 class Forwarder:
@@ -72,6 +70,7 @@ class Forwarder:
         self._timeout_seconds = settings.egress.app_timeout_seconds
         self._spill_bytes = settings.store.spill_bytes
         self._max_bytes = settings.response.max_bytes
+        self._inline_bytes = min(self._spill_bytes, self._max_bytes)
 
     async def forward(self, envelope: Envelope, body: Body, *, record_id: bytes, epoch: int) -> Forwarded:
         """Send the request once and bring the whole answer.
@@ -86,9 +85,19 @@ class Forwarder:
             EnvelopeCorrupt: the stored body is missing or has another length than was accepted.
             StoreUnavailable: a blob could not be read or written; the app may have been called.
         """
-        started = time.monotonic()
-        response = await self._call(envelope, body)
-        answer_body = await self._collect(response, record_id, epoch)
+        timeout_seconds = envelope.timeout_seconds
+        if timeout_seconds is None:
+            timeout_seconds = self._timeout_seconds
+        outgoing = body if isinstance(body, bytes) else self._stored(body)
+        if self._checkpoint is None:
+            response = await self._client.exchange(
+                envelope.head, outgoing, timeout_seconds=timeout_seconds, gather_bytes=self._spill_bytes
+            )
+        else:
+            response = await self._call_by_steps(envelope.head, outgoing, timeout_seconds, self._checkpoint)
+        answer_body: Body | None = response.whole(self._inline_bytes)
+        if answer_body is None:
+            answer_body = await self._collect(response, record_id, epoch)
         if self._checkpoint is not None:
             self._checkpoint("got-body")
         return Forwarded(
@@ -97,25 +106,15 @@ class Forwarder:
             retry_after_seconds=retry_after_seconds(response.headers, time.time()),
             body_bytes=answer_body.size if isinstance(answer_body, BlobRef) else len(answer_body),
             length_verified=response.length_verified,
-            duration_seconds=time.monotonic() - started,
         )
 
-    async def _call(self, envelope: Envelope, body: Body) -> Response:
-        timeout_seconds = (
-            self._timeout_seconds if envelope.timeout_seconds is None else envelope.timeout_seconds
-        )
-        outgoing = body if isinstance(body, bytes) else self._stored(body)
-        if self._checkpoint is None:
-            return await self._client.exchange(
-                envelope.head, outgoing, timeout_seconds=timeout_seconds, gather_bytes=self._spill_bytes
-            )
+    async def _call_by_steps(
+        self, head: bytes, body: bytes | AsyncIterator[bytes], timeout_seconds: float, checkpoint: Checkpoint
+    ) -> Response:
         response = await self._client.exchange(
-            envelope.head,
-            _marked(outgoing, self._checkpoint),
-            timeout_seconds=timeout_seconds,
-            gather_bytes=-1,
+            head, _marked(body, checkpoint), timeout_seconds=timeout_seconds, gather_bytes=-1
         )
-        self._checkpoint("got-head")
+        checkpoint("got-head")
         return response
 
     async def _stored(self, ref: BlobRef) -> AsyncIterator[bytes]:
@@ -185,12 +184,11 @@ async def _marked(body: bytes | AsyncIterator[bytes], checkpoint: Checkpoint) ->
 
 def stored_head(response: Response) -> bytes:
     """Return the head to store: the app's own bytes, less what belongs to one connection."""
-    lines = [b"HTTP/1.1 %d %b" % (response.status, response.reason)]
-    for name, value in strip_hop_by_hop(response.headers):
-        if name.lower() not in _FRAMING or response.is_head:
-            lines.append(b"%b: %b" % (name, value))
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+    pairs = strip_hop_by_hop(response.headers)
+    if not response.is_head:
+        pairs = [pair for pair in pairs if pair[0].lower() not in _FRAMING]
+    lines = [b": ".join(pair) for pair in pairs]
+    return b"\r\n".join([b"HTTP/1.1 %d %b" % (response.status, response.reason), *lines, b"\r\n"])
 
 
 def retry_after_seconds(headers: Headers, now: float) -> float | None:

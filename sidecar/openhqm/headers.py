@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 from openhqm.errors import BadRequest, SettingsError
@@ -156,20 +156,19 @@ class Forwarding:
         return any(address in network for network in self._networks)
 
 
-def strip_hop_by_hop(pairs: Iterable[Pair]) -> list[Pair]:
+def strip_hop_by_hop(pairs: Collection[Pair]) -> list[Pair]:
     """Return the end-to-end headers of a request or an answer, in order and untouched.
 
     Content-Length stays; who re-frames the body replaces it. `Connection` cannot remove a header
     that all recipients rely on (CVE-2024-45410 and its kin).
     """
-    kept: list[Pair] = []
+    kept = [pair for pair in pairs if pair[0].lower() not in HOP_BY_HOP]
+    if len(kept) == len(pairs):
+        return kept
     listed: set[bytes] = set()
-    for pair in pairs:
-        lower = pair[0].lower()
-        if lower not in HOP_BY_HOP:
-            kept.append(pair)
-        elif lower == b"connection":
-            listed.update(connection_options(pair[1]))
+    for name, value in pairs:
+        if name.lower() == b"connection":
+            listed |= connection_options(value)
     return [pair for pair in kept if pair[0].lower() not in listed] if listed else kept
 
 

@@ -122,6 +122,10 @@ class Response:
         self._buffered = 0
         return data
 
+    def whole(self, limit_bytes: int) -> bytes | None:
+        """Return the body if it is complete and has at most *limit_bytes*; None leaves it to `read`."""
+        return self.take() if self.complete and self._buffered <= limit_bytes else None
+
     async def arrive(self) -> None:
         """Wait for the head after `Client.stream`; what follows may take as long as it likes.
 
@@ -182,7 +186,8 @@ class Response:
 
     def _finish(self) -> None:
         self.complete = True
-        self._wake()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _fail(self, error: BaseException) -> None:
         self._error = error

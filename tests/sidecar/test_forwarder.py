@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -350,9 +349,7 @@ def test_retry_after_never_raises(value: bytes) -> None:
 async def test_retry_after_of_an_answer_is_read() -> None:
     """The answer brings its Retry-After along for the retry decision."""
     raw = b"HTTP/1.1 503 Busy\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n"
-    started = time.monotonic()
     async with forwarding(always(raw)) as (_, forwarder):
         forwarded = await forwarder.forward(ENVELOPE, b"body", record_id=ID, epoch=1)
 
     assert (forwarded.status, forwarded.retry_after_seconds) == (503, 3.0)
-    assert 0.0 < forwarded.duration_seconds <= time.monotonic() - started
