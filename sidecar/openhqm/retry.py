@@ -127,6 +127,10 @@ class Policy:
             statuses=frozenset(settings.statuses),
         )
 
+    def ends_with(self, status: int) -> bool:
+        """Whether an answer with *status* is final for every method: no need to `decide`."""
+        return status not in self.statuses and status not in GATEWAY_STATUSES
+
     def backoff_seconds(self, attempt: int, jitter: float, retry_after_seconds: float | None = None) -> float:
         """How long to wait after *attempt*: exponential, full jitter, never before a Retry-After.
 
