@@ -312,7 +312,7 @@ class Dispatcher:
                 return
             settlement = await self._attempt(held, task)
             if settlement is None:
-                self._forget(held)
+                self._forget([held])
             else:
                 self._put(held, settlement)
         self._slots_alive -= 1
@@ -407,14 +407,14 @@ class Dispatcher:
                 log.warning("store.unavailable", doing="settle", lane=self._lane.value, error=str(exc))
                 await asyncio.sleep(backoff_seconds)
                 backoff_seconds = min(backoff_seconds * 2, STORE_MAX_BACKOFF_SECONDS)
+        self._forget([held for held, _ in batch])
         for (held, settlement), accepted in zip(batch, answers, strict=True):
-            self._forget(held)
             self._worker.committed(held, settlement, accepted)
 
-    def _forget(self, held: Held) -> None:
-        self._held.discard(held)
-        if len(self._held) + 1 == self._most_held:
+    def _forget(self, ended: Sequence[Held]) -> None:
+        if len(self._held) >= self._most_held:
             self._wake.set()
+        self._held.difference_update(ended)
         self._note_quiet()
 
     def _note_quiet(self) -> None:
