@@ -7,6 +7,7 @@ switch from holding the connection to 202 never repeats work.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import assert_never
 
@@ -29,6 +30,7 @@ from openhqm.stores.base import (
     Accepted,
     BlobRef,
     Body,
+    Existing,
     Idempotency,
     NewRecord,
     OnLost,
@@ -45,6 +47,9 @@ COMMIT_SECONDS = 3.0
 without a 202 it may or may not exist, and an Idempotency-Key finds it."""
 
 log = structlog.get_logger("openhqm.acceptor")
+
+Outcome = Accepted | Existing | Refused
+"""What `Store.accept` says of one record."""
 
 CallbackEncoder = Callable[[str, str], bytes]
 """Checks a callback URL and returns what the Store keeps of it and of the handle; raises BadRequest."""
@@ -146,6 +151,26 @@ class Acceptor:
         if outcome.id != id:
             await self._forget(received.body)
         return outcome.id
+
+    def admit(
+        self, id: bytes, envelope: Envelope, body: bytes, control: Control, decision: Decision
+    ) -> asyncio.Future[Outcome]:
+        """Commit an ordinary request, as `accept` does, without a coroutine; `admitted` judges the outcome.
+
+        Ordinary: its body is in memory, it has neither Idempotency-Key nor callback.
+        """
+        return self._commit(self._record(id, envelope, body, control, decision, None, None))
+
+    def admitted(self, id: bytes, body_bytes: int, outcome: Outcome, control: Control) -> Reply:
+        """Return the 202 for what `admit` committed.
+
+        Raises:
+            BacklogFull: it was refused.
+        """
+        if isinstance(outcome, Refused):
+            raise _refusal(outcome.reason, self._drain_rate)
+        self._tell_accepted(id, body_bytes)
+        return self.accepted_reply(id, applied=_preferences_applied(control, 0.0))
 
     def _tell_accepted(self, id: bytes, body_bytes: int) -> None:
         if self._lifecycle.hears(Happening.ACCEPTED):

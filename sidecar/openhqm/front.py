@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiohttp.web import Server
@@ -20,6 +21,7 @@ from openhqm.addresses import AllowList
 from openhqm.callbacks import encode_callback
 from openhqm.errors import SettingsError
 from openhqm.estimates import DrainRate
+from openhqm.express import ExpressConnection
 from openhqm.handlers import load_handlers
 from openhqm.handles import Handles
 from openhqm.http1 import Client
@@ -112,7 +114,9 @@ class Front:
             surfaces=surfaces,
             pages=exact,
         )
-        self._protocols: Server = build_server(self.ingress.handle, settings.ingress)
+        self._protocols: Server = build_server(
+            self.ingress.handle, settings.ingress, partial(ExpressConnection, self.ingress.admit)
+        )
         self._server: asyncio.Server | None = None
 
     def apply(self, settings: Settings) -> None:

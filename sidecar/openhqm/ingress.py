@@ -10,18 +10,22 @@ sent on it cannot be trusted or was not read.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple, Protocol
 
-from aiohttp import HttpVersion10, HttpVersion11, hdrs
+from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, StreamReader, hdrs
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web import BaseRequest
+from multidict import MultiMapping
 
 from openhqm import problems
-from openhqm.acceptor import Acceptor
+from openhqm.acceptor import Acceptor, Outcome
 from openhqm.body import Limits, check_size, read_body, send_continue
-from openhqm.control import Control, idempotency_scope, read_control
+from openhqm.control import NO_CONTROL, Control, idempotency_scope, read_control
 from openhqm.envelope import Envelope
 from openhqm.errors import (
     BadRequest,
@@ -30,6 +34,7 @@ from openhqm.errors import (
     Forbidden,
     NotSupported,
     OpenHQMError,
+    RequestRejected,
     UnknownPath,
 )
 from openhqm.headers import Forwarding, Pair, request_head
@@ -62,7 +67,6 @@ class Inbound:
         upgrade: asks for another protocol, one we can pass on.
     """
 
-    request: BaseRequest
     method: bytes
     target: bytes
     pairs: Sequence[Pair]
@@ -70,6 +74,13 @@ class Inbound:
     declared: int | None
     framed: bool
     upgrade: bool
+
+
+class Admission(NamedTuple):
+    """A request on the short way: what is being committed, and what to answer once it is."""
+
+    outcome: asyncio.Future[Outcome]
+    reply: Callable[[asyncio.Future[Outcome]], Reply]
 
 
 class Ingress:
@@ -124,25 +135,65 @@ class Ingress:
         try:
             reply = await self._steps(request)
         except OpenHQMError as exc:
-            reply = self._refuse(request, exc)
+            reply = self._refuse(exc, is_read=request.content.is_eof())
         if self._closing:
             reply.keep_alive = False
         return reply
 
+    def admit(self, message: RawRequestMessage, content: StreamReader, peer: str) -> Admission | None:
+        """Begin to queue an ordinary request without a task of its own; None: `handle` must see it.
+
+        Ordinary means: valid, whole, small, for the queue, with no wish that takes more than a 202. The
+        functions that decide are those of `_queue`; what they refuse is refused by `handle`, once more.
+        """
+        if self._closing or not self._accepting or self._passthrough is None:
+            return None
+        if not content.is_eof() or content.total_bytes > self._limits.inline_bytes:
+            return None
+        try:
+            inbound = validate(message, message.path, peer)
+            decision = self._routes.decide(
+                inbound.method, inbound.target, inbound.pairs, upgrade=inbound.upgrade
+            )
+            control = read_control(inbound.pairs)
+        except RequestRejected:
+            return None
+        if (
+            decision.action is not Action.QUEUE
+            or not _leaves_at_once(control, decision)
+            or hdrs.EXPECT in message.headers
+            or self._surface(inbound.target) is not None
+        ):
+            return None
+        body = content.read_nowait()
+        id = self._acceptor.new_id()
+        envelope = self._envelope(inbound, decision, len(body))
+        return Admission(
+            self._acceptor.admit(id, envelope, body, control, decision),
+            partial(self._admitted, id, len(body), control),
+        )
+
+    def _admitted(self, id: bytes, body_bytes: int, control: Control, done: asyncio.Future[Outcome]) -> Reply:
+        """Return the answer to what `admit` began."""
+        try:
+            return self._acceptor.admitted(id, body_bytes, done.result(), control)
+        except OpenHQMError as exc:
+            return self._refuse(exc, is_read=True)
+
     async def _steps(self, request: BaseRequest) -> Reply:
-        inbound = validate(request)
+        inbound = validate(request, request.raw_path, request.remote or "")
         if (surface := self._surface(inbound.target)) is not None:
             return await surface(request, inbound.target)
         if self._passthrough is None:
             raise UnknownPath("no app is configured here (app.url); requests come by the submit API")
         decision = self._routes.decide(inbound.method, inbound.target, inbound.pairs, upgrade=inbound.upgrade)
         if decision.action is Action.QUEUE:
-            return await self._queue(inbound, decision)
+            return await self._queue(request, inbound, decision)
         if decision.action is Action.REJECT:
             raise Forbidden("a route rejects this request")
         if decision.action is Action.SHADOW:
             self._lifecycle.emit(Event(Happening.SHADOWED))
-        return await self._pass(inbound, self._passthrough)
+        return await self._pass(request, inbound, self._passthrough)
 
     def _surface(self, target: bytes) -> Surface | None:
         for prefix, surface in self._surfaces:
@@ -150,8 +201,7 @@ class Ingress:
                 return surface
         return self._pages.get(target.partition(b"?")[0]) if self._pages else None
 
-    async def _pass(self, inbound: Inbound, passthrough: Passthrough) -> Reply:
-        request = inbound.request
+    async def _pass(self, request: BaseRequest, inbound: Inbound, passthrough: Passthrough) -> Reply:
         head = request_head(
             inbound.method,
             inbound.target,
@@ -170,7 +220,7 @@ class Ingress:
             before_body=partial(send_continue, request) if awaits else None,
         )
 
-    async def _queue(self, inbound: Inbound, decision: Decision) -> Reply:
+    async def _queue(self, request: BaseRequest, inbound: Inbound, decision: Decision) -> Reply:
         """Admit, read, store, answer; in this order, so that what is refused is refused unread."""
         if not self._accepting:
             raise Draining("this process is about to exit; the next try meets another one")
@@ -178,14 +228,14 @@ class Ingress:
         control = read_control(inbound.pairs)
         id = self._acceptor.new_id()
         callback = self._acceptor.callback(id, control)
-        awaits = expects_continue(inbound.request)
-        if self._is_large(inbound):
+        awaits = expects_continue(request)
+        if self._is_large(request, inbound):
             await self._acceptor.check_room(inbound.declared or 0)
         if awaits:
-            await send_continue(inbound.request)
+            await send_continue(request)
         scope = self._idempotency_scope(inbound, control)
         received = await read_body(
-            inbound.request,
+            request,
             self._store.blobs,
             id,
             self._limits,
@@ -200,10 +250,10 @@ class Ingress:
             in_force, control, decision, existing=in_force != id, to_head=inbound.method == b"HEAD"
         )
 
-    def _is_large(self, inbound: Inbound) -> bool:
+    def _is_large(self, request: BaseRequest, inbound: Inbound) -> bool:
         """Whether reading the body before it is judged would be a waste: still on its way, and not small."""
         small = inbound.declared is not None and inbound.declared <= self._limits.inline_bytes
-        return not small and not inbound.request.content.is_eof()
+        return not small and not request.content.is_eof()
 
     def _envelope(self, inbound: Inbound, decision: Decision, size: int) -> Envelope:
         head = request_head(
@@ -228,12 +278,21 @@ class Ingress:
         identity = b"\n".join(v for n, v in inbound.pairs if n.lower() == self._identity_header)
         return idempotency_scope(identity, inbound.method, inbound.target, control.idempotency_key)
 
-    def _refuse(self, request: BaseRequest, error: OpenHQMError) -> Reply:
+    def _refuse(self, error: OpenHQMError, *, is_read: bool) -> Reply:
         kind = problems.kind_of(error)
         self._lifecycle.emit(Event(Happening.REFUSED, status=kind.status, reason=kind.slug))
         # An unread body would have to be read to its end before the connection is good for more.
-        usable = request.content.is_eof() and not isinstance(error, _DISTRUST)
+        usable = is_read and not isinstance(error, _DISTRUST)
         return problems.reply(error, keep_alive=usable)
+
+
+def _leaves_at_once(control: Control, decision: Decision) -> bool:
+    """Whether a 202 is all there is to wait for."""
+    if control is NO_CONTROL:
+        return not decision.wait_seconds
+    waits = control.wait_seconds if control.wait_seconds is not None else decision.wait_seconds
+    is_asynchronous = control.respond_async and control.wait_seconds is None
+    return (not waits or is_asynchronous) and control.idempotency_key is None and control.callback is None
 
 
 class Malformed(BadRequest):
@@ -243,17 +302,37 @@ class Malformed(BadRequest):
 _DISTRUST = (Malformed, NotSupported, Draining)
 
 
-def validate(request: BaseRequest) -> Inbound:
+class Head(Protocol):
+    """A parsed request head: aiohttp's request, or the message it is made from."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def version(self) -> HttpVersion: ...
+
+    @property
+    def headers(self) -> MultiMapping[str]: ...
+
+    @property
+    def raw_headers(self) -> Sequence[Pair]: ...
+
+
+def validate(head: Head, raw_path: str, peer: str) -> Inbound:
     """Check what the parser lets through and a proxy must not.
+
+    Args:
+        raw_path: the request target as it was sent.
+        peer: the client's address.
 
     Raises:
         Malformed: 400; the framing, target or Host is ambiguous or invalid.
         NotSupported: 501; a part of HTTP that we refuse rather than corrupt.
     """
-    headers = request.headers
-    version = request.version
-    method = request.method.encode("ascii", "replace")
-    target = request.raw_path.encode("utf-8", "surrogateescape")
+    headers = head.headers
+    version = head.version
+    method = head.method.encode("ascii", "replace")
+    target = raw_path.encode("utf-8", "surrogateescape")
     if version != HttpVersion11 and version != HttpVersion10:
         raise NotSupported("only HTTP/1.1 and HTTP/1.0 are served")
     if _TARGET.fullmatch(target) is None:
@@ -267,14 +346,13 @@ def validate(request: BaseRequest) -> Inbound:
         raise Malformed("Transfer-Encoding and Content-Length exclude each other")
     upgrade = headers.get(hdrs.UPGRADE)
     return Inbound(
-        request,
         method,
         target,
-        request.raw_headers,
-        request.remote or "",
+        head.raw_headers,
+        peer,
         None if length is None else int(length),
         coding is not None or length is not None,
-        upgrade is not None and _wants_upgrade(upgrade, request),
+        upgrade is not None and _wants_upgrade(upgrade, head),
     )
 
 
@@ -316,16 +394,16 @@ def _check_coding(coding: str, *, old: bool) -> None:
         raise NotSupported("Transfer-Encoding: only chunked is supported")
 
 
-def _wants_upgrade(upgrade: str, request: BaseRequest) -> bool:
+def _wants_upgrade(upgrade: str, head: Head) -> bool:
     """Whether another protocol is asked for, one that is passed on.
 
     Upgrade without Connection: upgrade means nothing.
     """
-    values = request.headers.getall(hdrs.CONNECTION, [])
+    values = head.headers.getall(hdrs.CONNECTION, [])
     if not any("upgrade" in (part.strip(" \t").lower() for part in value.split(",")) for value in values):
         return False
     if upgrade.lower() in _IGNORED_UPGRADES:
         return False
-    if upgrade.lower() not in _UPGRADES or request.method != "GET" or request.version != HttpVersion11:
+    if upgrade.lower() not in _UPGRADES or head.method != "GET" or head.version != HttpVersion11:
         raise NotSupported("Upgrade: only GET requests to websocket over HTTP/1.1 are passed on")
     return True

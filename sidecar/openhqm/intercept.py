@@ -35,8 +35,13 @@ Handler = Callable[[BaseRequest], Awaitable[Reply]]
 log = structlog.get_logger("openhqm.intercept")
 
 
-def build_server(handler: Handler, ingress: IngressSettings) -> Server:
+def build_server(
+    handler: Handler, ingress: IngressSettings, connect: Callable[..., RequestHandler] | None = None
+) -> Server:
     """Return the protocol factory of the intercept port, for `loop.create_server`.
+
+    Args:
+        connect: makes the protocol of one client; `InterceptConnection` if not given.
 
     Raises:
         SettingsError: aiohttp was installed without its C parser.
@@ -49,6 +54,7 @@ def build_server(handler: Handler, ingress: IngressSettings) -> Server:
     return InterceptServer(
         # RequestHandler asks an answer for prepare, write_eof and keep_alive, and Reply has them.
         cast(Callable[[BaseRequest], Awaitable[StreamResponse]], handler),
+        connect or InterceptConnection,
         auto_decompress=False,
         access_log=None,
         keepalive_timeout=ingress.keepalive_seconds,
@@ -61,18 +67,22 @@ def build_server(handler: Handler, ingress: IngressSettings) -> Server:
 
 
 class InterceptServer(Server):
-    """Makes an `InterceptConnection` for each client."""
+    """Makes a protocol for each client."""
 
     def __init__(
-        self, handler: Callable[[BaseRequest], Awaitable[StreamResponse]], **connection_options: Any
+        self,
+        handler: Callable[[BaseRequest], Awaitable[StreamResponse]],
+        connect: Callable[..., RequestHandler],
+        **connection_options: Any,
     ) -> None:
         super().__init__(handler)
+        self._connect = connect
         self._connection_options = connection_options
         self._refused = 0
         self._told_at = float("-inf")
 
     def __call__(self) -> RequestHandler:
-        return InterceptConnection(self, loop=self._loop, **self._connection_options)
+        return self._connect(self, loop=self._loop, **self._connection_options)
 
     def count_refused(self, limit: int) -> None:
         """Say that a connection was refused; once a second, not for each of a flood."""

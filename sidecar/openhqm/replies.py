@@ -14,7 +14,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
-from aiohttp import HttpVersion11
+from aiohttp import HttpVersion, HttpVersion11
 from aiohttp.web import BaseRequest
 
 from openhqm.errors import StoreUnavailable
@@ -50,17 +50,15 @@ class Reply:
     async def prepare(self, request: BaseRequest) -> None:
         """Write the head, and the body with it."""
         body = b"" if request.method == "HEAD" else self.body
-        await request.writer.write(b"%b%b\r\n%b" % (self.head, self._connection_line(request), body))
+        self.keep_alive = self.keep_alive and request.keep_alive
+        await request.writer.write(self.wire(request.version, body))
+
+    def wire(self, version: HttpVersion, body: bytes) -> bytes:
+        """Return all of the answer as it is sent, *body* in place of its own."""
+        return b"%b%b\r\n%b" % (self.head, connection_line(version, self.keep_alive), body)
 
     async def write_eof(self) -> None:
         """Write what `prepare` left."""
-
-    def _connection_line(self, request: BaseRequest) -> bytes:
-        self.keep_alive = self.keep_alive and request.keep_alive
-        if not self.keep_alive:
-            return b"Connection: close\r\n"
-        # HTTP/1.0 closes unless told otherwise (RFC 9112 section 9.3).
-        return b"" if request.version >= HttpVersion11 else b"Connection: keep-alive\r\n"
 
 
 class StreamReply(Reply):
@@ -95,8 +93,10 @@ class StreamReply(Reply):
             self._chunked = request.version >= HttpVersion11
             # Without chunks (HTTP/1.0) only the end of the connection ends the body.
             self.keep_alive = self.keep_alive and self._chunked
+        self.keep_alive = self.keep_alive and request.keep_alive
         framing = b"Transfer-Encoding: chunked\r\n" if self._chunked else b""
-        await request.writer.write(self.head + framing + self._connection_line(request) + b"\r\n")
+        line = connection_line(request.version, self.keep_alive)
+        await request.writer.write(self.head + framing + line + b"\r\n")
 
     async def write_eof(self) -> None:
         assert self._request is not None
@@ -120,6 +120,14 @@ class StreamReply(Reply):
             await writer.write(b"0\r\n\r\n")
         elif self.length is not None and sent != self.length:
             raise ConnectionAbortedError("the body of an answer is shorter or longer than was said")
+
+
+def connection_line(version: HttpVersion, keep_alive: bool) -> bytes:
+    """Return the Connection header line of an answer, b"" where the version implies it."""
+    if not keep_alive:
+        return b"Connection: close\r\n"
+    # HTTP/1.0 closes unless told otherwise (RFC 9112 section 9.3).
+    return b"" if version >= HttpVersion11 else b"Connection: keep-alive\r\n"
 
 
 def make(

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
@@ -19,6 +20,7 @@ from openhqm import openapi
 from openhqm.acceptor import Acceptor
 from openhqm.egress import Egress, Runner
 from openhqm.estimates import DrainRate
+from openhqm.express import ExpressConnection
 from openhqm.handlers import BUILT_IN, Handler, Handlers
 from openhqm.handles import Handles
 from openhqm.http1 import Client
@@ -239,7 +241,7 @@ async def intercepting(
         surfaces={model.ingress.reserved_prefix.encode(): results.handle, **surfaces},
         pages=single,
     )
-    server = build_server(ingress.handle, model.ingress)
+    server = build_server(ingress.handle, model.ingress, partial(ExpressConnection, ingress.admit))
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield Intercept(

@@ -46,15 +46,18 @@ async def test_a_parse_error_is_not_quoted_with_the_clients_secrets():
         assert b"secret" not in got.body
 
 
-async def test_what_escapes_ingress_is_a_500_of_ours_and_logged(monkeypatch):
+@pytest.mark.parametrize(
+    ("step", "prefer"), [("accept", b"Prefer: wait=1"), ("admit", b"X: 1"), ("admitted", b"X: 1")]
+)
+async def test_what_escapes_ingress_is_a_500_of_ours_and_logged(monkeypatch, step, prefer):
     async with intercepting() as port:
 
-        async def crash(*_):
+        def crash(*_, **__):
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(port.acceptor, "accept", crash)
+        monkeypatch.setattr(port.acceptor, step, crash)
         with capture_logs() as logs:
-            got = await port.send(post(b"/a"))
+            got = await port.send(post(b"/a", b"", prefer))
 
         assert (got.status, got[b"openhqm-error"], got[b"connection"]) == (500, b"internal", b"close")
         assert b"a bug" not in got.body
