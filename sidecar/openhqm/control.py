@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from openhqm.errors import BadRequest
 from openhqm.headers import Pair
@@ -161,7 +161,9 @@ def read_moment(text: str) -> float:
     """
     if _RFC_3339.fullmatch(text):
         try:
-            return datetime.fromisoformat(text.upper()).timestamp()
+            moment = datetime.fromisoformat(text.upper()).timestamp()
+            datetime.fromtimestamp(moment, UTC)  # states show it in UTC, where it may be in the year 10000
+            return moment
         except (ValueError, OverflowError):
             pass  # the shape of a date, but no such day or hour
     raise ValueError(f"must be {MOMENT}")
