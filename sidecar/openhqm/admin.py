@@ -117,11 +117,10 @@ def guard(admin_host: str) -> Any:
 
 
 def _names_us(host: str, admin_host: str) -> bool:
-    name = urlsplit(f"//{host}").hostname or ""
-    if name in ("localhost", admin_host.lower()):
-        return True
     try:
-        ipaddress.ip_address(name)
+        name = urlsplit(f"//{host}").hostname or ""
+        if name not in ("localhost", admin_host.lower()):
+            ipaddress.ip_address(name)
     except ValueError:
         return False
     return True
@@ -129,7 +128,7 @@ def _names_us(host: str, admin_host: str) -> bool:
 
 def _is_deliberate(request: web.Request) -> bool:
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != request.host:
+    if origin is not None and origin.partition("://")[2] != request.host:
         return False
     return request.content_type == "application/json" or ADMIN_HEADER in request.headers
 

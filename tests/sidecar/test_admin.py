@@ -272,6 +272,7 @@ async def test_a_store_that_is_away_is_a_503(desk: Desk) -> None:
         ("evil.example:16000", 403),
         ("127.0.0.1.evil.example", 403),
         ("localhost.evil.example", 403),
+        ("[", 403),
     ],
 )
 async def test_names_that_others_control_are_refused(desk: Desk, host: str, status: int) -> None:
@@ -288,6 +289,7 @@ async def test_names_that_others_control_are_refused(desk: Desk, host: str, stat
         {"Content-Type": "application/x-www-form-urlencoded"},
         {"Content-Type": "application/json", "Origin": "https://evil.example"},
         {"OpenHQM-Admin": "1", "Origin": "null"},
+        {"OpenHQM-Admin": "1", "Origin": "http://["},
     ],
 )
 async def test_forms_and_pages_of_others_change_nothing(desk: Desk, headers: dict[str, str]) -> None:
