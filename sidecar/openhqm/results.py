@@ -38,7 +38,8 @@ EVENT_STREAM = b"text/event-stream"
 KEEPALIVE_SECONDS = 15.0
 """An idle event stream says something this often: proxies drop silent connections after 30 to 60 s."""
 
-_WAIT = re.compile(rb"(?:.*&)?wait=(\d{1,6}(?:\.\d{1,3})?)(?:&.*)?", re.DOTALL)
+_WAIT = re.compile(rb"(?:^|&)wait=([^&]*)")
+_SECONDS = re.compile(rb"\d{1,6}(?:\.\d{1,3})?")
 READ = ("GET", "HEAD")
 
 Page = Callable[[BaseRequest, bytes], Awaitable[Reply]]
@@ -108,12 +109,12 @@ class Results:
         return self._handles.verify(handle.decode("ascii", "replace"))
 
     def _wait_seconds(self, query: bytes) -> float:
-        if b"wait=" not in query:
+        wait = _WAIT.search(query)
+        if wait is None:
             return 0.0
-        match = _WAIT.fullmatch(query)
-        if match is None:
+        if _SECONDS.fullmatch(wait[1]) is None:
             raise BadRequest("wait must be a number of seconds")
-        return min(float(match[1]), self._max_wait_seconds)
+        return min(float(wait[1]), self._max_wait_seconds)
 
     async def _state(self, id: bytes, wait_seconds: float) -> Reply:
         if wait_seconds > 0:

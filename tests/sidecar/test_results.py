@@ -142,6 +142,7 @@ async def test_a_long_poll_that_runs_out_tells_the_state():
         assert (await port.send(get(path + b"?wait=99"))).json["status"] == "queued"
         assert (await port.send(get(path + b"/response?x=1&wait=99"))).status == 202
         assert (await port.send(get(path + b"?wait=long"))).status == 400
+        assert (await port.send(get(path + b"?await=long"))).status == 200
 
 
 @pytest.mark.parametrize("size", [300_000, 3_000_000])
