@@ -92,7 +92,7 @@ def notice_body(record: Record, handle: str, prefix: str) -> bytes:
                 "status": record.state.value,
                 "reason": record.reason or None,
                 "attempts": record.attempts,
-                "may_have_run": record.may_have_run,
+                "may_have_run": record.may_have_run or record.attempts > 0,
                 "links": {"self": link, "response": f"{link}/response"},
             },
         }

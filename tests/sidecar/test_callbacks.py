@@ -136,6 +136,7 @@ async def test_final_request_is_told_and_signed(store, receiver, state, reason):
     assert notice["type"] == f"request.{state.value}"
     assert notice["data"]["correlation_id"] == str(uuid.UUID(bytes=ID))
     assert notice["data"]["reason"] == (reason or None)
+    assert notice["data"]["may_have_run"] is (state is not State.CANCELLED)
     link = f"/.openhqm/v1/requests/{HANDLE}"
     assert notice["data"]["links"] == {"self": link, "response": f"{link}/response"}
     assert b"secret answer" not in body
