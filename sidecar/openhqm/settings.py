@@ -50,7 +50,7 @@ def is_structural(field: FieldInfo) -> bool:
 class Area(BaseModel):
     """One area of the settings: immutable, and strict about unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class AppSettings(Area):

@@ -212,6 +212,8 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
          "egress.concurency: unknown setting, did you mean egress.concurrency?"),
         ({"egres": {"foo": 1}}, "egres: unknown setting, did you mean egress?"),
         ({"egress": {"concurrency": 0}}, "egress.concurrency: Input should be greater than 0"),
+        ({"egress": {"lease_seconds": float("inf")}},
+         "egress.lease_seconds: Input should be a finite number"),
         ({"egress": {"concurrency": 0, "foo": 1}},
          "egress.concurrency: Input should be greater than 0 (and 1 more)"),
         ({"app": {"url": "https://app/x"}},
