@@ -273,16 +273,18 @@ async def test_dead_letters_are_shown_replayed_and_purged(running: Running) -> N
 
     shown = (await running.run("dlq", "show", dead)).stdout
     replayed = await running.json("dlq", "replay", dead)
-    refused = (await running.run("dlq", "replay", dead)).stdout
+    refused = await running.run("dlq", "replay", dead)
     listed = (await running.run("dlq", "list")).stdout
     purged = await running.run("dlq", "purge", "--all", "--yes")
 
     assert "attempts-used-up" in shown
     assert [pair["id"] for pair in replayed["replayed"]] == [dead]
-    assert f"{dead} is not a dead letter, or was replayed before" in refused
+    assert f"{dead} is not a dead letter, or was replayed before" in refused.stdout
+    assert refused.exit_code == 1
     assert listed.count("(replayed)") == 1
     assert purged.stdout == "deleted 2\n"
     assert await running.store.get([uuid.UUID(other).bytes]) == [None]
+    assert (await running.run("dlq", "purge", other)).exit_code == 1
 
 
 async def test_purging_everything_asks_first(running: Running) -> None:

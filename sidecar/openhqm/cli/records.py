@@ -108,17 +108,19 @@ def replay_dead_letters(
     admin: AdminUrl = "",
     json: AsJson = False,
 ) -> None:
-    """Run dead letters again, each as a new request; the old record stays."""
+    """Run dead letters again, each as a new request; the old record stays. Exit code 1: not all could."""
     from openhqm.cli import show
 
     done = Admin(admin).replay(_choice(ids, everything, lane))
     if json:
         show.as_json(done)
-        return
-    rows = [(pair["id"], pair["new_id"]) for pair in done["replayed"]]
-    show.table(("id", "runs again as"), rows, "nothing to replay")
-    for id in done["refused"]:
-        show.console().print(f"{id} is not a dead letter, or was replayed before")
+    else:
+        rows = [(pair["id"], pair["new_id"]) for pair in done["replayed"]]
+        show.table(("id", "runs again as"), rows, "nothing to replay")
+        for id in done["refused"]:
+            show.console().print(f"{id} is not a dead letter, or was replayed before")
+    if done["refused"]:
+        raise typer.Exit(1)
 
 
 @dlq.command("purge")
@@ -130,7 +132,7 @@ def purge_dead_letters(
     admin: AdminUrl = "",
     json: AsJson = False,
 ) -> None:
-    """Delete dead letters with their requests, for good."""
+    """Delete dead letters with their requests, for good. Exit code 1: not all were dead letters."""
     from openhqm.cli import show
 
     choice = _choice(ids, everything, lane)
@@ -141,6 +143,8 @@ def purge_dead_letters(
         show.as_json(purged)
     else:
         show.console().print(f"deleted {purged['purged']}")
+    if ids and purged["purged"] < len(set(ids)):
+        raise typer.Exit(1)
 
 
 # --- helpers ----------------------------------------------------------------------------------------
