@@ -134,10 +134,6 @@ async def next_chunk(read: Callable[[], Awaitable[bytes]], timeout_seconds: floa
         BadRequest: the body is malformed.
         ConnectionError: the client left.
     """
-    """Return the next piece of a body, b"" at its end.
-
-    Raises: BodyTimeout, BadRequest and ConnectionError, as `read_body`.
-    """
     try:
         async with asyncio.timeout(timeout_seconds):
             return await read()
