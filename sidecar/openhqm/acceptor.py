@@ -8,6 +8,7 @@ switch from holding the connection to 202 never repeats work.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import assert_never
 
@@ -206,10 +207,17 @@ class Acceptor:
         )
 
     def _max_age_seconds(self, control: Control, decision: Decision) -> float:
-        """Return the relative deadline: the client's word, else the route's, else the setting; 0 for none."""
+        """Return the relative deadline: the client's word, else the route's, else the setting; 0 for none.
+
+        Only the client's own counts from acceptance. The others count from when the request may start:
+        one that is to wait for longer than the default would be accepted and never run.
+        """
         if control.deadline is not None:
             return 0.0
-        return control.deadline_seconds or decision.deadline_seconds or self._settings.queue.max_age_seconds
+        if control.deadline_seconds is not None:
+            return control.deadline_seconds
+        age = decision.deadline_seconds or self._settings.queue.max_age_seconds
+        return age + _seconds_until_start(control) if age > 0 else 0.0
 
     async def _forget(self, body: Body) -> None:
         """Delete the blob of a request that was not stored. Left behind, it is an orphan the store finds."""
@@ -323,6 +331,12 @@ def _refusal(reason: Refusal, drain_rate: DrainRate) -> BacklogFull | Idempotenc
 def _room_seconds(drain_rate: DrainRate) -> float:
     """Room for one more comes soon after the next request ends, for all of a full line much later."""
     return float(min(drain_rate.retry_after_seconds(), 30))
+
+
+def _seconds_until_start(control: Control) -> float:
+    """How long a request must wait before its first attempt."""
+    not_before = control.not_before - time.time() if control.not_before is not None else 0.0
+    return max(control.delay_seconds, not_before, 0.0)
 
 
 def _preferences_applied(control: Control, wait_seconds: float) -> bytes:

@@ -98,7 +98,8 @@ class QueueSettings(Area):
     )
     max_age_seconds: NonNegativeFloat = Field(
         86_400.0,
-        description="Deadline of a request that names none, in seconds from acceptance; 0 for no deadline.",
+        description="Deadline of a request that names none, in seconds from when it may first start; 0 for "
+        "no deadline.",
     )
 
 

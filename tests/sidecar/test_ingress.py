@@ -130,6 +130,24 @@ async def test_a_failed_request_without_an_answer_is_told_as_a_problem():
         assert got.json["may_have_run"] is True
 
 
+@pytest.mark.parametrize(
+    ("line", "seconds"),
+    [
+        (b"OpenHQM-Delay: 90000", 90_000 + 86_400),
+        (b"OpenHQM-Not-Before: 2100-01-01T00:00:00Z", None),
+        (b"OpenHQM-Not-Before: 2001-01-01T00:00:00Z", 86_400),
+    ],
+)
+async def test_a_request_that_waits_longer_than_the_default_deadline_is_run(line, seconds):
+    async with intercepting() as port:
+        await port.send(post(b"/a", b"", line))
+
+        [record] = (await port.store.list()).records
+        assert record.deadline - record.ready_at == pytest.approx(86_400, abs=5)
+        if seconds is not None:
+            assert record.deadline - record.accepted_at == pytest.approx(seconds, abs=5)
+
+
 async def test_control_headers_and_routes_shape_the_record():
     route = {"action": "queue", "priority": 2, "timeout_seconds": 7, "max_attempts": 1, "delivery": "repeat"}
     async with intercepting(routes=[route]) as port:
