@@ -52,6 +52,10 @@ class Reply:
         body = b"" if request.method == "HEAD" else self.body
         self.keep_alive = self.keep_alive and request.keep_alive
         await request.writer.write(self.wire(request.version, body))
+        # The writer itself waits only within one large answer; many small ones, asked for in one go and
+        # never read, would pile up in memory.
+        if request.protocol.writing_paused:
+            await request.writer.drain()
 
     def wire(self, version: HttpVersion, body: bytes) -> bytes:
         """Return all of the answer as it is sent, *body* in place of its own."""

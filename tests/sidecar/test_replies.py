@@ -49,6 +49,38 @@ CLOSING = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 CLOSING_HEAD = CLOSING.replace(b"GET", b"HEAD")
 
 
+async def test_the_next_request_waits_until_the_client_has_read_its_answers():
+    """Small answers to many requests in one go must not pile up in memory."""
+    answers = 600
+    protocols = []
+    began_while_unread = []
+
+    async def handler(request):
+        protocols.append(request.protocol)
+        began_while_unread.append(request.protocol.writing_paused)
+        return replies.make(200, b"x" * 60_000)
+
+    server = Server(handler, access_log=None)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+    writer.write(CLOSING.replace(b"Connection: close\r\n", b"") * (answers - 1) + CLOSING)
+    writer.transport.pause_reading()
+    async with asyncio.timeout(10):
+        while not protocols or not protocols[0].writing_paused:
+            await asyncio.sleep(0)
+        for _ in range(100):  # turns of the loop in which the next request could begin
+            await asyncio.sleep(0)
+        writer.transport.resume_reading()
+        got = await reader.read()
+
+    assert got.count(b"HTTP/1.1 200 OK") == len(began_while_unread) == answers
+    assert not any(began_while_unread)
+    writer.close()
+    await writer.wait_closed()
+    listener.close()
+    await server.shutdown(0.05)
+
+
 async def test_head_and_body_leave_in_one_write():
     writes = []
 
@@ -56,8 +88,11 @@ async def test_head_and_body_leave_in_one_write():
         async def write(self, data):
             writes.append(data)
 
+    class Protocol:
+        writing_paused = False
+
     class Request:
-        method, version, keep_alive, writer = "GET", (1, 1), True, Writer()
+        method, version, keep_alive, writer, protocol = "GET", (1, 1), True, Writer(), Protocol()
 
     reply = replies.make(202, b"{}", fields=b"X: 1\r\n")
     await reply.prepare(Request())
