@@ -15,12 +15,12 @@ import gc
 import signal
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry
 
 from openhqm import logs
 from openhqm.admin import build_admin_app
@@ -34,7 +34,6 @@ from openhqm.health import build_health_app, listen
 from openhqm.housekeeping import Housekeeping
 from openhqm.http1 import Client
 from openhqm.lifecycle import Happening, Lifecycle
-from openhqm.metrics import Metrics
 from openhqm.probe import AppProbe
 from openhqm.reloading import Reloader
 from openhqm.sampling import Sampler
@@ -43,6 +42,10 @@ from openhqm.settings_docs import mask_url
 from openhqm.stats import Phase, Stats
 from openhqm.storage import open_handles, open_store
 from openhqm.stores.base import Store
+from openhqm.tallies import Tallies
+
+if TYPE_CHECKING:
+    from openhqm.metrics import Metrics
 
 CLOSE_SECONDS = 1.0
 """Of the drain's time, kept back for closing connections and the store."""
@@ -50,6 +53,7 @@ CLOSE_SECONDS = 1.0
 log = structlog.get_logger("openhqm.main")
 
 Checkpoint = Callable[[str], None]
+Exposition = Callable[[], bytes]
 
 
 def run(
@@ -122,13 +126,14 @@ class Process:
         egress = self._build_egress(store, client) if replays else None
         callbacks = self._build_callbacks(store) if replays else None
         stats = Stats(store, egress, lifecycle, settings.queue.name)
-        metrics = Metrics(CollectorRegistry(), lifecycle, egress)
+        tallies = Tallies(lifecycle)
+        exposition = _exposition(tallies, egress)
         self._log_requests()
-        front = await self._build_front(store, client, stats, metrics) if takes_in else None
+        front = await self._build_front(store, client, stats, exposition) if takes_in else None
 
         sampler = Sampler(store)
         sampler.add(stats.sampled)
-        sampler.add(metrics.sampled)
+        sampler.add(tallies.sampled)
         loops = {"housekeeping": Housekeeping(store, lifecycle).run(), "sampler": sampler.run()}
         if front is not None:
             sampler.add(front.drain_rate.sampled)
@@ -137,7 +142,7 @@ class Process:
         if self._reread is not None:
             loops["reloading"] = self._build_reloader(self._reread).run()
 
-        await self._listen(stack, store, stats, metrics, front)
+        await self._listen(stack, store, stats, exposition, front)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._guard(name, loop), name=name) for name, loop in loops.items()]
             stats.phase = Phase.SERVING
@@ -190,10 +195,10 @@ class Process:
         self._hot.append(apply)
 
     async def _build_front(
-        self, store: Store, client: Client | None, stats: Stats, metrics: Metrics
+        self, store: Store, client: Client | None, stats: Stats, exposition: Exposition
     ) -> Front:
         handles = await open_handles(self._settings, store)
-        figures = Figures(stats.readiness, metrics.render)
+        figures = Figures(stats.readiness, exposition)
         front = Front(self._settings, store, handles, client, self._lifecycle, figures)
         self._hot.append(front.apply)
         return front
@@ -210,12 +215,12 @@ class Process:
             apply(settings)
 
     async def _listen(
-        self, stack: AsyncExitStack, store: Store, stats: Stats, metrics: Metrics, front: Front | None
+        self, stack: AsyncExitStack, store: Store, stats: Stats, exposition: Exposition, front: Front | None
     ) -> None:
         """Open the ports: probes first, the app's traffic last, when everything behind it is ready."""
         settings = self._settings
         health, admin = settings.health, settings.admin
-        health_app = build_health_app(stats, metrics.render)
+        health_app = build_health_app(stats, exposition)
         runner, stats.ports["health"] = await listen(health_app, "health", health.host, health.port)
         stack.push_async_callback(runner.cleanup)
         admin_app = build_admin_app(settings, store, stats, self._lifecycle, IdMint())
@@ -284,6 +289,20 @@ class Process:
 
 async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     await asyncio.gather(*works)
+
+
+def _exposition(tallies: Tallies, egress: Egress | None) -> Exposition:
+    """Return what renders /metrics; its library is loaded at the first scrape."""
+
+    @cache
+    def metrics() -> Metrics:
+        from prometheus_client import CollectorRegistry
+
+        from openhqm.metrics import Metrics
+
+        return Metrics(CollectorRegistry(), tallies, egress)
+
+    return lambda: metrics().render()
 
 
 def _calm_garbage_collector() -> None:

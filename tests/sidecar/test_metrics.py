@@ -8,8 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from openhqm.breaker import BreakerState
 from openhqm.lifecycle import Event, Happening, Lifecycle
-from openhqm.metrics import MOST_REASONS, Metrics
+from openhqm.metrics import Metrics
 from openhqm.stores.base import Counts, Lane
+from openhqm.tallies import MOST_REASONS, Tallies
 
 
 class Egress:
@@ -21,7 +22,8 @@ class Egress:
 class Figures:
     def __init__(self, egress=None):
         self.lifecycle = Lifecycle()
-        self.metrics = Metrics(CollectorRegistry(), self.lifecycle, egress)
+        self.tallies = Tallies(self.lifecycle)
+        self.metrics = Metrics(CollectorRegistry(), self.tallies, egress)
 
     def __call__(self, name, **labels):
         """The value of one sample, None when there is none."""
@@ -95,8 +97,8 @@ def test_process_without_egress_shows_no_slots():
 def test_store_counters_add_up():
     figures = Figures()
 
-    figures.metrics.sampled(Lane.REQUESTS, Counts(accepted=9, queued=1, running=2, done=6, bytes=100))
-    figures.metrics.sampled(Lane.CALLBACKS, Counts(accepted=2, done=1))
+    figures.tallies.sampled(Lane.REQUESTS, Counts(accepted=9, queued=1, running=2, done=6, bytes=100))
+    figures.tallies.sampled(Lane.CALLBACKS, Counts(accepted=2, done=1))
 
     assert figures("openhqm_queue_depth") == 3
     assert figures("openhqm_store_bytes") == 100
@@ -108,7 +110,7 @@ def test_store_counters_add_up():
 
 def test_figures_of_other_modules_are_read_when_asked():
     figures, waits = Figures(), [4]
-    figures.metrics.figure("openhqm_waits_active", "Connections held for an answer.", lambda: waits[0])
+    figures.tallies.figure("openhqm_waits_active", "Connections held for an answer.", lambda: waits[0])
     waits[0] = 7
 
     assert figures("openhqm_waits_active") == 7
@@ -117,9 +119,9 @@ def test_figures_of_other_modules_are_read_when_asked():
 def test_while_the_store_is_away_its_last_figures_stay():
     figures = Figures()
     assert figures("openhqm_queue_depth") is None
-    figures.metrics.sampled(Lane.REQUESTS, Counts(accepted=1, queued=1))
+    figures.tallies.sampled(Lane.REQUESTS, Counts(accepted=1, queued=1))
 
-    figures.metrics.sampled(Lane.REQUESTS, None)
+    figures.tallies.sampled(Lane.REQUESTS, None)
 
     assert figures("openhqm_queue_depth") == 1
 
