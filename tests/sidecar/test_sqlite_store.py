@@ -390,11 +390,15 @@ async def test_a_cancelled_caller_gives_its_leases_back(path: Path) -> None:
     store = await opened(path)
     await store.accept([new()])
     leasing = asyncio.create_task(take(store))
-    while store._commits._connection.in_transaction is False:
-        await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
 
-    leasing.cancel()
+    def cancel_at_commit(statement: str) -> None:
+        if statement == "COMMIT":
+            loop.call_soon_threadsafe(leasing.cancel)
+
+    store._commits._connection.set_trace_callback(cancel_at_commit)
     await asyncio.wait([leasing])
+    assert leasing.cancelled()
 
     async with asyncio.timeout(5):
         assert len(await take(store, wait_seconds=5)) == 1

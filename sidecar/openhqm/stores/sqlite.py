@@ -294,7 +294,7 @@ class SqliteStore:
     async def _write(self, operation: Callable[[], Result], weight: int = 1) -> Result:
         """Queue *operation* and wait until it is durable."""
         self._check_open()
-        result = await asyncio.shield(self._commits.submit(operation, weight))
+        result = await self._commits.submit(operation, weight)
         await self._garbage.collect()
         return result
 

@@ -5,8 +5,8 @@ waits for the disk, and checkpoints run in the one writer thread. (Whole batches
 half the throughput: sqlite3 gives up the GIL in every step, and a busy loop is slow to return it.)
 
     submit ──> gathered ──begin, apply──> COMMIT in the thread ──> results
-                  ^                            │
-                  └────── the next batch <─────┘
+                  ^                                                   │
+                  └── the next batch, some turns of the loop later <──┘
 
 No result is given before COMMIT has returned.
 """
@@ -17,11 +17,13 @@ import asyncio
 import os
 import sqlite3
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -29,10 +31,15 @@ import structlog
 from openhqm.errors import StoreUnavailable
 
 Result = TypeVar("Result")
+_Done = Callable[[Exception | None], None]
 
 MOST_WEIGHT = 512
 """Records, or large pieces of bodies, in one transaction: applying it holds up the loop for
 milliseconds only, and its pages stay in memory until COMMIT."""
+
+GATHERING_TURNS = 3
+"""Turns of the event loop between results and the next transaction: whoever goes on from a result
+asks for more in the meantime, and shares the commit with those who waited for it to begin."""
 
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 _PAGE_BYTES = 4096
@@ -74,11 +81,10 @@ class GroupCommit:
     def __init__(self, connection: sqlite3.Connection, ledger: Ledger, path: Path) -> None:
         self._connection = connection
         self._ledger = ledger
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
-        self._wal = _WalSize(path)
         self._loop = asyncio.get_running_loop()
+        self._writer = _Writer(self._loop)
+        self._wal = _WalSize(path)
         self._waiting: deque[_Asked] = deque()
-        self._is_busy = False
         self._is_closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -94,17 +100,20 @@ class GroupCommit:
         self._waiting.append(_Asked(operation, weight, future))
         if self._idle.is_set():
             self._idle.clear()
-            # Not at once: what is asked in the same tick shares the commit.
-            self._loop.call_soon(self._start)
+            self._gather(GATHERING_TURNS)
         return future
 
     async def close(self) -> None:
         """Finish what was asked, empty the WAL into the file, close the connection."""
         self._is_closed = True
         await self._idle.wait()
-        await self._loop.run_in_executor(self._writer, self._close_connection)
-        self._writer.shutdown()
+        closed = self._loop.create_future()
+        self._writer.run(self._close_connection, closed.set_result)
+        error = await closed
+        self._writer.close()
         self._wal.close()
+        if error is not None:
+            raise error
 
     def _close_connection(self) -> None:
         try:
@@ -113,6 +122,13 @@ class GroupCommit:
             # All is durable in the WAL; the next start goes on from there.
             _log.warning("store.checkpoint_failed", error=str(exc))
         self._connection.close()
+
+    def _gather(self, turns: int) -> None:
+        """Start the next batch after *turns* of the loop, if anything is waiting then."""
+        if turns:
+            self._loop.call_soon(self._gather, turns - 1)
+        else:
+            self._start()
 
     def _start(self) -> None:
         """Apply the next batch and send its COMMIT to the writer thread."""
@@ -127,8 +143,7 @@ class GroupCommit:
             self._loop.call_soon(self._start)
             return
         if has_changes:
-            committing = self._loop.run_in_executor(self._writer, self._connection.execute, "COMMIT")
-            committing.add_done_callback(lambda done: self._committed(batch, done.exception()))
+            self._writer.run(self._commit, partial(self._committed, batch))
         else:
             self._connection.execute("COMMIT")
             self._committed(batch, None)
@@ -170,7 +185,10 @@ class GroupCommit:
                 return asked
         return None
 
-    def _committed(self, batch: list[_Asked], error: BaseException | None) -> None:
+    def _commit(self) -> None:
+        self._connection.execute("COMMIT")
+
+    def _committed(self, batch: list[_Asked], error: Exception | None) -> None:
         if error is not None:
             self._fail(batch, error)
         else:
@@ -179,10 +197,9 @@ class GroupCommit:
                 if not asked.future.done():
                     asked.future.set_result(asked.result)
         if self._wal.wants_checkpoint():
-            checkpoint = self._loop.run_in_executor(self._writer, self._checkpoint)
-            checkpoint.add_done_callback(lambda done: self._start())
+            self._writer.run(self._checkpoint, lambda error: self._start())
         else:
-            self._start()
+            self._gather(GATHERING_TURNS)
 
     def _checkpoint(self) -> None:
         try:
@@ -190,7 +207,7 @@ class GroupCommit:
         except sqlite3.OperationalError as exc:
             _log.warning("store.checkpoint_failed", error=str(exc))
 
-    def _fail(self, batch: list[_Asked], error: BaseException) -> None:
+    def _fail(self, batch: list[_Asked], error: Exception) -> None:
         _log.error("store.write_failed", error=str(error), operations=len(batch))
         self._roll_back()
         for asked in batch:
@@ -209,6 +226,37 @@ class GroupCommit:
 def _refuse(asked: _Asked, error: Exception) -> None:
     if not asked.future.done():
         asked.future.set_exception(error)
+
+
+class _Writer:
+    """One thread that does what it is given, in order; half the cost of an executor and its futures."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._jobs: SimpleQueue[tuple[Callable[[], None], _Done] | None] = SimpleQueue()
+        # It must not keep a process alive that ends without closing the store.
+        self._thread = threading.Thread(target=self._work, name="sqlite-writer", daemon=True)
+        self._thread.start()
+
+    def run(self, job: Callable[[], None], done: _Done) -> None:
+        """Do *job* in the thread, then call *done* on the loop with its error or None."""
+        self._jobs.put((job, done))
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (asked := self._jobs.get()) is not None:
+            job, done = asked
+            error: Exception | None = None
+            try:
+                job()
+            except Exception as exc:
+                error = exc
+            if self._loop.is_closed():
+                return
+            self._loop.call_soon_threadsafe(done, error)
 
 
 class _WalSize:
