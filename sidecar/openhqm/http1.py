@@ -141,10 +141,9 @@ class Client:
 
     def _take(self) -> Connection | None:
         """The connection used last, if it can be used again."""
-        oldest = asyncio.get_running_loop().time() - self._reuse_idle_seconds
         while self._idle:
             connection = self._idle.pop()
-            if connection.idle_since > oldest and connection.is_fresh():
+            if connection.idle_seconds < self._reuse_idle_seconds and connection.is_fresh():
                 return connection
             connection.abort()
         return None
@@ -162,14 +161,14 @@ class Client:
         return connection
 
     def _begin(self, connection: Connection, response: Response, timeout_seconds: float) -> None:
-        connection.begin(response, asyncio.get_running_loop().time() + timeout_seconds)
+        connection.begin(response, timeout_seconds)
         self._busy.add(connection)
         if self._timer is None:
             self._watch()
 
     def _expect_head(self, connection: Connection, response: Response, timeout_seconds: float) -> None:
         if not response.head_complete:
-            connection.set_deadline(response, asyncio.get_running_loop().time() + timeout_seconds)
+            connection.set_timeout(response, timeout_seconds)
 
     # -- for Connection -----------------------------------------------------------------------
 
@@ -179,7 +178,6 @@ class Client:
         if self._reuse_idle_seconds <= 0 or self._closed:
             connection.abort()
             return
-        connection.idle_since = asyncio.get_running_loop().time()
         self._idle.append(connection)
         if len(self._idle) > self._max_idle:
             self._idle.popleft().abort()
