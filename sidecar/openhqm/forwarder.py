@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from openhqm.envelope import Envelope
 from openhqm.errors import AnswerTooLarge, EnvelopeCorrupt
-from openhqm.headers import strip_hop_by_hop
+from openhqm.headers import HOP_BY_HOP, strip_hop_by_hop
 from openhqm.http1 import Client, Headers, Response
 from openhqm.settings import Settings
 from openhqm.stores.base import Answer, BlobRef, Blobs, Body
@@ -25,7 +25,7 @@ Checkpoint = Callable[[str], None]
 """Told "sent-head", "sent-body", "got-head" and "got-body" as each has happened."""
 
 _FAR_SECONDS = 10 * 365 * 86_400.0
-_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_NOT_STORED = HOP_BY_HOP | {b"content-length"}
 
 
 @dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
@@ -184,10 +184,8 @@ async def _marked(body: bytes | AsyncIterator[bytes], checkpoint: Checkpoint) ->
 
 def stored_head(response: Response) -> bytes:
     """Return the head to store: the app's own bytes, less what belongs to one connection."""
-    pairs = strip_hop_by_hop(response.headers)
-    if not response.is_head:
-        pairs = [pair for pair in pairs if pair[0].lower() not in _FRAMING]
-    lines = [b": ".join(pair) for pair in pairs]
+    pairs = strip_hop_by_hop(response.headers, HOP_BY_HOP if response.is_head else _NOT_STORED)
+    lines = [b"%b: %b" % pair for pair in pairs]
     return b"\r\n".join([b"HTTP/1.1 %d %b" % (response.status, response.reason), *lines, b"\r\n"])
 
 

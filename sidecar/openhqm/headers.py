@@ -13,7 +13,8 @@ from __future__ import annotations
 import enum
 import ipaddress
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 from openhqm.errors import BadRequest, SettingsError
@@ -156,19 +157,23 @@ class Forwarding:
         return any(address in network for network in self._networks)
 
 
-def strip_hop_by_hop(pairs: Collection[Pair]) -> list[Pair]:
+def strip_hop_by_hop(pairs: Iterable[Pair], unwanted: AbstractSet[bytes] = HOP_BY_HOP) -> list[Pair]:
     """Return the end-to-end headers of a request or an answer, in order and untouched.
 
     Content-Length stays; who re-frames the body replaces it. `Connection` cannot remove a header
     that all recipients rely on (CVE-2024-45410 and its kin).
+
+    Args:
+        unwanted: HOP_BY_HOP, or more than that.
     """
-    kept = [pair for pair in pairs if pair[0].lower() not in HOP_BY_HOP]
-    if len(kept) == len(pairs):
-        return kept
+    kept: list[Pair] = []
     listed: set[bytes] = set()
-    for name, value in pairs:
-        if name.lower() == b"connection":
-            listed |= connection_options(value)
+    for pair in pairs:
+        lower = pair[0].lower()
+        if lower not in unwanted:
+            kept.append(pair)
+        elif lower == b"connection":
+            listed.update(connection_options(pair[1]))
     return [pair for pair in kept if pair[0].lower() not in listed] if listed else kept
 
 
