@@ -163,6 +163,8 @@ class Egress:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._runners = runners
+        self._now: Callable[[], float] = time.monotonic
+        """The loop's clock once `run` has begun: looking the loop up costs a system call each time."""
         self._lifecycle = lifecycle
         self._emit = lifecycle.emit
         self._probe_app = probe_app
@@ -207,6 +209,7 @@ class Egress:
 
     async def run(self) -> None:
         """Work until drained."""
+        self._now = asyncio.get_running_loop().time
         async with asyncio.TaskGroup() as group:
             probing = group.create_task(self._probe(), name="egress-probe")
             await self._dispatcher.run()
@@ -260,12 +263,11 @@ class Egress:
 
     async def attempt(self, held: Held) -> Settlement:
         """Run one request once and say what to settle."""
-        now = asyncio.get_running_loop().time
         lease, attempt = held.lease, held.notes
-        unsent = self._reason_not_to_send(held, now())
+        started_at = self._now()
+        unsent = self._reason_not_to_send(held, started_at)
         if unsent is not None:
             return unsent
-        started_at = now()
         outcome: Forwarded | Exception
         try:
             attempt.envelope = Envelope.decode(lease.envelope)
@@ -285,12 +287,12 @@ class Egress:
         except Exception as exc:  # the one guard: a fault of ours must not stop the queue
             log.exception("egress.failed", correlation_id=lease.id.hex(), attempt=lease.attempt)
             outcome = exc
-        ended_at = now()
+        ended_at = self._now()
         self._learn(held, outcome, ended_at)
         return self._conclude(held, outcome, ended_at, ended_at - started_at)
 
     def interrupted(self, held: Held, why: Stop) -> Settlement | None:
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         if held.notes.probe:
             self._breaker.ended(CallResult.NEUTRAL, now, probe=True)
             held.notes.probe = False
@@ -402,7 +404,7 @@ class Egress:
 
     def _finish(self, held: Held, state: State, what: Happening, reason: Reason) -> Settlement:
         """End a record that has no answer."""
-        lease, now = held.lease, asyncio.get_running_loop().time()
+        lease, now = held.lease, self._now()
         note = attempt_note(lease, reason, at=self._store_time(held, now)) if held.sent else b""
         held.notes.event = self._event(held, what, reason)
         return Finish(lease.id, lease.epoch, state, reason=reason, note=note, sent=held.sent)
