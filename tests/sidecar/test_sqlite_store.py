@@ -352,6 +352,21 @@ async def test_many_large_bodies_are_written_in_several_transactions(path: Path)
     await store.close()
 
 
+@pytest.mark.parametrize("held_at", [0, 20, 86])
+async def test_a_batch_with_an_id_that_is_held_accepts_the_others_once(path: Path, held_at: int) -> None:
+    store = await opened(path)
+    records = [new() for _ in range(87)]
+    await store.accept([records[held_at]])
+
+    results = await store.accept(records)
+
+    assert results == [Accepted(record.id) for record in records]
+    assert (await store.counts()).accepted == 87
+    assert {lease.id for lease in await take(store, 100)} == {record.id for record in records}
+    await audit(store, Options())
+    await store.close()
+
+
 async def test_an_operation_that_fails_does_not_poison_its_batch(path: Path) -> None:
     store = await opened(path)
     good = [new() for _ in range(5)]

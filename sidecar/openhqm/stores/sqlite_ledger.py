@@ -47,6 +47,8 @@ from openhqm.stores.sqlite_rows import (
     FINAL,
     FINISH,
     INSERT_ANSWER,
+    INSERT_ORDINARY,
+    INSERT_ORDINARY_REQUEST,
     INSERT_RECORD,
     INSERT_REQUEST,
     LANES,
@@ -107,7 +109,7 @@ class Ledger:
         self._figures = [
             Figures.of(connection.execute(READ_FIGURES, (lane,)).fetchone()) for lane in range(len(LANES))
         ]
-        self._written = [figures.row() for figures in self._figures]
+        self._written = self._flushed = [figures.row() for figures in self._figures]
         [last_seq] = connection.execute("SELECT max(seq) FROM records").fetchone()
         self._next_seq = (last_seq or 0) + 1
         self._leased = [0] * len(LANES)
@@ -122,11 +124,12 @@ class Ledger:
     # -- the transaction's frame
 
     def begin(self) -> None:
-        held, figures = dict(self._held), [Figures.of(figures.row()) for figures in self._figures]
+        held, figures = dict(self._held), self._written
         next_seq, leased = self._next_seq, list(self._leased)
 
         def undo() -> None:
-            self._held, self._figures, self._next_seq, self._leased = held, figures, next_seq, leased
+            self._held, self._next_seq, self._leased = held, next_seq, leased
+            self._figures = [Figures.of(row) for row in figures]
             self._lapsing = Timers()
             for lease in held.values():
                 self._lapsing.set(lease.seq, lease.until)
@@ -134,13 +137,13 @@ class Ledger:
         self._undo = undo
 
     def flush(self) -> None:
-        for lane, figures in enumerate(self._figures):
-            row = figures.row()
+        self._flushed = [figures.row() for figures in self._figures]
+        for lane, row in enumerate(self._flushed):
             if row != self._written[lane]:
                 self._connection.execute(WRITE_FIGURES, (*row, lane))
 
     def committed(self) -> None:
-        self._written = [figures.row() for figures in self._figures]
+        self._written = self._flushed
         changes, rung = self._changes, self._rung
         self._garbage.add(*self._dropped)
         self._undo = None
@@ -162,10 +165,50 @@ class Ledger:
     # -- accept
 
     def accept(self, records: Sequence[NewRecord]) -> list[Accepted | Existing | Refused]:
+        if all(map(_is_ordinary, records)) and self._accept_ordinary(records):
+            return [Accepted(record.id) for record in records]
         batch = _Batch(self)
         results = [self._accept(record, batch) for record in records]
         batch.write()
         return results
+
+    def _accept_ordinary(self, records: Sequence[NewRecord]) -> bool:
+        """Insert records that nothing has to be decided for; False, and nothing done, if there is."""
+        now = self._clock()
+        first = seq = self._next_seq
+        rows: list[object] = []
+        requests: list[object] = []
+        soonest, total = math.inf, 0
+        for record in records:
+            envelope, body = record.envelope, record.body
+            size = len(envelope) + len(body)  # type: ignore[arg-type]  # an ordinary body is bytes
+            deadline = rules.next_deadline(now, record.max_age_seconds)
+            if deadline is not None and deadline < soonest:
+                soonest = deadline
+            repeat = int(record.on_lost is OnLost.REPEAT)
+            rows += (seq, record.id, record.priority, record.max_claims, repeat)
+            rows += (now, now, deadline, deadline, size)
+            requests += (seq, envelope, body)
+            total += size
+            seq += 1
+        if self._refusal(total, len(records)):
+            return False
+        try:
+            INSERT_ORDINARY.run(self._connection, rows)
+        except sqlite3.IntegrityError:
+            # An id is held already; those before it may be in.
+            self._connection.execute("DELETE FROM records WHERE seq >= ?", (first,))
+            return False
+        INSERT_ORDINARY_REQUEST.run(self._connection, requests)
+        self._next_seq = seq
+        self.next_due_at = min(self.next_due_at, soonest)
+        figures = self._figures[0]
+        figures.accepted += len(records)
+        figures.states[QUEUED] += len(records)
+        figures.ready += len(records)
+        figures.bytes += total + len(records) * self._options.answer_reserve_bytes
+        self._rung.add(0)
+        return True
 
     def _accept(self, record: NewRecord, batch: _Batch) -> Accepted | Existing | Refused:
         if batch.has(record.id) or self._one("SELECT 1 FROM records WHERE id = ?", record.id):
@@ -192,11 +235,12 @@ class Ledger:
         )
         return Accepted(record.id)
 
-    def _refusal(self, size: int) -> Refusal | None:
-        if self._figures[0].unfinished >= self._options.max_backlog:
+    def _refusal(self, size: int, records: int = 1) -> Refusal | None:
+        """Why *records* more, of *size* bytes together, have no room; None if they have."""
+        if self._figures[0].unfinished + records > self._options.max_backlog:
             return Refusal.BACKLOG_FULL
         held = sum(figures.bytes for figures in self._figures)
-        if held + size + self._options.answer_reserve_bytes > self._options.max_bytes:
+        if held + size + records * self._options.answer_reserve_bytes > self._options.max_bytes:
             return Refusal.BYTES_FULL
         return None
 
@@ -613,6 +657,20 @@ class Ledger:
 
     def _one(self, sql: str, *values: object) -> tuple[Any, ...] | None:
         return self._connection.execute(sql, values).fetchone()  # type: ignore[no-any-return]
+
+
+def _is_ordinary(record: NewRecord) -> bool:
+    """Whether *record* is ready at once, belongs to nothing else, and lies in the file whole."""
+    return (
+        record.key is None
+        and record.idempotency is None
+        and record.callback is None
+        and record.replay_of is None
+        and record.not_before is None
+        and record.deadline is None
+        and record.delay_seconds <= 0
+        and isinstance(record.body, bytes)
+    )
 
 
 class _Batch:

@@ -17,6 +17,7 @@ from openhqm.stores.base import (
     Lease,
     State,
 )
+from openhqm.stores.sqlite_bulk import BulkInsert
 
 STATES = tuple(State)
 LANES = tuple(Lane)
@@ -48,6 +49,12 @@ OUTLIVED_ID = f"SELECT {OUTLIVED} WHERE r.place = 4 AND r.id = ?"
 INSERT_RECORD = """INSERT INTO records (seq, id, lane, state, place, priority, max_claims, repeat,
     accepted_at, ready_at, deadline, wake_at, key, scope, fingerprint, parent, replay_of, request_bytes)
     VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT_ORDINARY = BulkInsert(
+    """records (seq, id, lane, state, place, priority, max_claims, repeat,
+    accepted_at, ready_at, deadline, wake_at, request_bytes)""",
+    "?, ?, 0, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?",
+)
+INSERT_ORDINARY_REQUEST = BulkInsert("requests (seq, envelope, body)", "?, ?, ?")
 INSERT_REQUEST = "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_ANSWER = "INSERT INTO answers VALUES (?, ?, ?, ?, ?)"
 LEASE = """UPDATE records SET state = 1, place = 3, epoch = ?, started_at = ?, wake_at = NULL
