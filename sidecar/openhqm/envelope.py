@@ -82,7 +82,7 @@ class Envelope:
         return cls(head, *attributes)
 
 
-@lru_cache(maxsize=1024)  # clients come back with the same few lines: 0.2 us instead of 1.3 for each
+@lru_cache(maxsize=1024)  # clients come back with the same few lines: 0.2 us instead of 0.9 for each
 def _attributes(line: bytes) -> tuple[str, float | None, int | None, bool, str]:
     """Read an attribute line: the fields of `Envelope` after the head, in their order."""
     try:
