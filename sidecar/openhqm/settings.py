@@ -20,7 +20,6 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     SecretStr,
     ValidationError,
@@ -37,6 +36,11 @@ from pydantic_settings import (
 from openhqm.errors import SettingsError
 from openhqm.settings_sources import Sources
 
+MAX_SECONDS = 315_360_000.0
+"""Ten years, the longest duration: the moments it leads to must be dates that can be written."""
+
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 KiB, MiB, GiB = 1024, 1024**2, 1024**3
 
@@ -96,7 +100,7 @@ class QueueSettings(Area):
         description="Bytes of requests and answers held, with room reserved for the answers still to come.",
         json_schema_extra={"structural": True},
     )
-    max_age_seconds: NonNegativeFloat = Field(
+    max_age_seconds: Seconds = Field(
         86_400.0,
         description="Deadline of a request that names none, in seconds from when it may first start; 0 for "
         "no deadline.",
@@ -203,12 +207,12 @@ class RouteSettings(Area):
         description="queue; pass straight through; reject with 403; shadow: pass, and count what queue "
         "would have taken."
     )
-    wait_seconds: NonNegativeFloat = Field(
+    wait_seconds: Seconds = Field(
         0.0, description="How long a queued request's connection is held for the answer before 202 is given."
     )
-    timeout_seconds: PositiveFloat | None = Field(None, description="Overrides egress.app_timeout_seconds.")
+    timeout_seconds: PositiveSeconds | None = Field(None, description="Overrides egress.app_timeout_seconds.")
     max_attempts: PositiveInt | None = Field(None, description="Overrides retry.max_attempts.")
-    deadline_seconds: PositiveFloat | None = Field(None, description="Overrides queue.max_age_seconds.")
+    deadline_seconds: PositiveSeconds | None = Field(None, description="Overrides queue.max_age_seconds.")
     delivery: Literal["decide", "repeat"] = Field(
         "decide",
         description="decide: POST and PATCH whose outcome is unknown are set aside; repeat: they are "
@@ -229,8 +233,8 @@ class IngressSettings(Area):
         8000, description="Intercept port; 0 picks a free one.", json_schema_extra={"structural": True}
     )
     max_body_bytes: PositiveInt = Field(64 * MiB, description="Largest request body; beyond it 413.")
-    max_wait_seconds: NonNegativeFloat = Field(60.0, description="Upper bound of Prefer: wait and ?wait=.")
-    body_timeout_seconds: PositiveFloat = Field(
+    max_wait_seconds: Seconds = Field(60.0, description="Upper bound of Prefer: wait and ?wait=.")
+    body_timeout_seconds: PositiveSeconds = Field(
         60.0,
         description="A request body that makes no progress for this long ends its connection; so does "
         "an answer that the client stopped reading.",
@@ -241,7 +245,7 @@ class IngressSettings(Area):
         "descriptor (ulimit -n).",
         json_schema_extra={"structural": True},
     )
-    keepalive_seconds: PositiveFloat = Field(
+    keepalive_seconds: PositiveSeconds = Field(
         75.0,
         description="Idle client connections are closed after this.",
         json_schema_extra={"structural": True},
@@ -289,17 +293,17 @@ class EgressSettings(Area):
     """How requests are replayed."""
 
     concurrency: PositiveInt = Field(8, description="Requests in flight to the app at once, per process.")
-    lease_seconds: PositiveFloat = Field(
+    lease_seconds: PositiveSeconds = Field(
         30.0,
         description="Seconds a lease lasts unless extended; renewed every third of it. Shorter finds "
         "dead processes sooner "
         "and writes more.",
     )
-    app_timeout_seconds: PositiveFloat = Field(300.0, description="Seconds one attempt may take in all.")
-    connect_timeout_seconds: PositiveFloat = Field(
+    app_timeout_seconds: PositiveSeconds = Field(300.0, description="Seconds one attempt may take in all.")
+    connect_timeout_seconds: PositiveSeconds = Field(
         5.0, description="Seconds to connect to the app.", json_schema_extra={"structural": True}
     )
-    reuse_idle_seconds: NonNegativeFloat = Field(
+    reuse_idle_seconds: Seconds = Field(
         1.0,
         description="A kept connection is used again only if idle for less than this; 0 opens a fresh "
         "one each time.",
@@ -316,10 +320,10 @@ class BreakerSettings(Area):
     failures: PositiveInt = Field(
         5, description="Refused or lost connections in a row that open the breaker."
     )
-    open_seconds: PositiveFloat = Field(
+    open_seconds: PositiveSeconds = Field(
         1.0, description="First pause before a probe; doubles up to max_open_seconds while probes fail."
     )
-    max_open_seconds: PositiveFloat = Field(30.0, description="Longest pause between probes.")
+    max_open_seconds: PositiveSeconds = Field(30.0, description="Longest pause between probes.")
 
 
 class RetrySettings(Area):
@@ -327,10 +331,10 @@ class RetrySettings(Area):
 
     max_attempts: PositiveInt = Field(5, description="Sends in all, the first included.")
     max_claims: PositiveInt = Field(5, description="Leases that lapse before a request counts as poison.")
-    initial_backoff_seconds: PositiveFloat = Field(
+    initial_backoff_seconds: PositiveSeconds = Field(
         1.0, description="Backoff before the second attempt; doubles, full jitter."
     )
-    max_backoff_seconds: PositiveFloat = Field(300.0, description="Longest backoff, also for Retry-After.")
+    max_backoff_seconds: PositiveSeconds = Field(300.0, description="Longest backoff, also for Retry-After.")
     statuses: tuple[Annotated[int, Field(ge=200, le=599)], ...] = Field(
         (429, 503),
         description="Answers that are retried for every method. 502 and 504 are retried for idempotent "
@@ -350,7 +354,7 @@ class RetrySettings(Area):
 class ResponseSettings(Area):
     """What is kept of answers."""
 
-    ttl_seconds: PositiveFloat = Field(
+    ttl_seconds: PositiveSeconds = Field(
         86_400.0,
         description="How long an answer is kept, from the moment it is final.",
         json_schema_extra={"structural": True},
@@ -368,7 +372,7 @@ class ResponseSettings(Area):
 class DeadLetterSettings(Area):
     """Requests given up on."""
 
-    ttl_seconds: PositiveFloat = Field(
+    ttl_seconds: PositiveSeconds = Field(
         30 * 86_400.0,
         description="How long a dead letter is kept for a decision, from the moment it failed.",
         json_schema_extra={"structural": True},
@@ -390,22 +394,22 @@ class CallbackSettings(Area):
         "Needed for callbacks.",
     )
     allow_http: bool = Field(False, description="Allow http:// besides https://.")
-    timeout_seconds: PositiveFloat = Field(20.0, description="Seconds one delivery may take.")
+    timeout_seconds: PositiveSeconds = Field(20.0, description="Seconds one delivery may take.")
     max_attempts: PositiveInt = Field(10, description="Deliveries tried before the notice is a dead letter.")
-    initial_backoff_seconds: PositiveFloat = Field(
+    initial_backoff_seconds: PositiveSeconds = Field(
         5.0, description="Backoff before the second delivery; doubles, full jitter."
     )
-    max_backoff_seconds: PositiveFloat = Field(3600.0, description="Longest backoff between deliveries.")
+    max_backoff_seconds: PositiveSeconds = Field(3600.0, description="Longest backoff between deliveries.")
     concurrency: PositiveInt = Field(4, description="Deliveries in flight at once, per process.")
 
 
 class DrainSettings(Area):
     """How the process ends."""
 
-    accept_seconds: NonNegativeFloat = Field(
+    accept_seconds: Seconds = Field(
         2.0, description="Seconds new requests are still accepted after SIGTERM, while routes move."
     )
-    timeout_seconds: PositiveFloat = Field(
+    timeout_seconds: PositiveSeconds = Field(
         25.0, description="Seconds in all from SIGTERM to exit; work still in flight then is left to R4."
     )
 

@@ -32,9 +32,9 @@ the defaults below. `egress.lease_seconds` is `OPENHQM_EGRESS__LEASE_SECONDS` in
 in the file, whose values may hold `${VAR}` and `${VAR:-default}` (`$${` is a plain `${`). Lists in the
 environment are JSON, or words between commas. A variable or expanded value that is empty counts as not given.
 Unknown names, wrong types and values that contradict each other stop the start with one line that names the
-key. Durations are in seconds, sizes in bytes. A changed file is taken over within seconds, and SIGHUP reads
-all sources anew; what is marked `restart` waits for one, and the log names it. `openhqm settings` shows the
-values in force, secrets masked.
+key. Durations are in seconds and ten years at most, sizes are in bytes. A changed file is taken over within
+seconds, and SIGHUP reads all sources anew; what is marked `restart` waits for one, and the log names it.
+`openhqm settings` shows the values in force, secrets masked.
 """
 
 
@@ -157,11 +157,12 @@ def _words(shape: dict[str, Any]) -> str:
     words = named[shape["type"]]
     low, high = shape.get("minimum"), shape.get("maximum")
     if low is not None and high is not None:
-        return f"{words}, {low:g} to {high:g}"
+        return f"{words}, {low:g} to {high:.0f}"
     if low is not None:
         return f"{words}, {low:g} or more"
     if "exclusiveMinimum" in shape:
-        return f"{words}, 1 or more" if shape["type"] == "integer" else f"{words} above 0"
+        above = "1 or more" if shape["type"] == "integer" else "above 0"
+        return f"{words}, {above}" + (f", to {high:.0f}" if high is not None else "")
     return words
 
 

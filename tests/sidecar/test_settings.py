@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from openhqm.errors import SettingsError
-from openhqm.settings import Area, Settings, load
+from openhqm.settings import Area, RouteSettings, Settings, load
 
 DEFAULTS: dict[str, Any] = {
     "mode": "combined",
@@ -243,6 +243,26 @@ def test_bad_values_are_refused_in_one_line(flags: dict[str, Any], line: str) ->
         load(environ={}, flags=flags)
 
     assert str(error.value) == line
+
+
+def _durations(model: type[Area], prefix: str) -> list[str]:
+    return [f"{prefix}.{name}" for name in model.model_fields if name.endswith("_seconds")]
+
+
+DURATIONS = [
+    name for area in Settings.model_fields if isinstance(held := getattr(Settings(), area), Area)
+    for name in _durations(type(held), area)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*DURATIONS, *_durations(RouteSettings, "routes")])
+def test_no_duration_exceeds_ten_years(name: str) -> None:
+    """What it is added to must stay a date: 1e300 seconds from now would break every state call."""
+    area, _, key = name.partition(".")
+    flags = {"routes": [{"action": "queue", key: 1e300}]} if area == "routes" else {area: {key: 1e300}}
+
+    with pytest.raises(SettingsError, match=f"{key}: Input should be less than or equal to 315360000$"):
+        load(environ={}, flags=flags)
 
 
 @pytest.mark.parametrize(
