@@ -278,8 +278,8 @@ async def test_no_question_of_the_hot_paths_reads_the_whole_table(path: Path) ->
 
     for name, sql in statements.items():
         plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", [1] * sql.count("?")).fetchall()
-        # The index of leased records holds those only, so all of it is few.
-        steps = [step for *_, step in plan if "records_leased" not in step]
+        # The index of leased records holds those only, a statement's list what one operation names.
+        steps = [step for *_, step in plan if "records_leased" not in step and "json_each" not in step]
         assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step], name
 
     assert len(statements) > 15

@@ -41,6 +41,9 @@ from openhqm.stores.sqlite_rows import (
     BY_ID,
     CANCELLED,
     DELAYED,
+    DELETE_ANSWERS,
+    DELETE_RECORDS,
+    DELETE_REQUESTS,
     DUE,
     EXPIRED,
     FAILED,
@@ -55,7 +58,6 @@ from openhqm.stores.sqlite_rows import (
     LEASABLE,
     LEASABLE_OF_PRIORITY,
     LEASE,
-    LEASED,
     LEFT_LEASED,
     NEXT_DUE,
     NEXT_OF_KEY,
@@ -79,7 +81,6 @@ from openhqm.stores.sqlite_rows import (
     lease_of,
     ready_priorities,
 )
-from openhqm.stores.timers import Timers
 
 MOST_WOKEN = 256
 
@@ -105,7 +106,8 @@ class Ledger:
         self._garbage = garbage
         self._on_committed = on_committed
         self._held: dict[bytes, Held] = {}
-        self._lapsing = Timers()
+        # No lease ends before this; found anew when it is past.
+        self._lapses_at = math.inf
         self._figures = [
             Figures.of(connection.execute(READ_FIGURES, (lane,)).fetchone()) for lane in range(len(LANES))
         ]
@@ -118,7 +120,7 @@ class Ledger:
         self._dropped: list[Body] = []
         self._rung: set[int] = set()
         self._finished: list[tuple[Any, ...]] = []
-        self._answered: list[tuple[Any, ...]] = []
+        self._answered: list[object] = []
         self._undo: Callable[[], None] | None = None
 
     # -- the transaction's frame
@@ -130,9 +132,7 @@ class Ledger:
         def undo() -> None:
             self._held, self._next_seq, self._leased = held, next_seq, leased
             self._figures = [Figures.of(row) for row in figures]
-            self._lapsing = Timers()
-            for lease in held.values():
-                self._lapsing.set(lease.seq, lease.until)
+            self._lapses_at = -math.inf
 
         self._undo = undo
 
@@ -284,42 +284,42 @@ class Ledger:
             self.wake(MOST_WOKEN)
         if self._figures[lane].paused:
             return []
-        rows = self._choose(limit, lane)
         until = now + lease_seconds
+        self._lapses_at = min(self._lapses_at, until)
+        rows = self._choose(limit, lane, until)
         figures = self._figures[lane]
-        leases, updates = [], []
+        leases = []
         for row in rows:
-            # Columns 3 to 6 are state, place, priority and epoch.
-            held = Held._make((*row[:3], RUNNING, LEASED, row[5], row[6] + 1, *row[7:WIDTH], until))
+            held = Held._make(row[:WIDTH])
+            state, envelope, body = row[WIDTH:]
             self._held[held.id] = held
-            self._lapsing.set(held.seq, until)
-            self._move(figures, row[3], RUNNING, held, "")
-            updates.append((held.epoch, now, held.seq))
-            leases.append(lease_of(held, row[WIDTH], row[WIDTH + 1]))
+            self._move(figures, state, RUNNING, held, "")
+            leases.append(lease_of(held, envelope, body))
         figures.ready -= len(leases)
-        self._connection.executemany(LEASE, updates)
+        self._connection.execute(LEASE, (now, str([row[0] for row in rows])))
         return leases
 
-    def _choose(self, limit: int, lane: int) -> list[tuple[Any, ...]]:
+    def _choose(self, limit: int, lane: int, until: float) -> list[tuple[Any, ...]]:
         """Take the next rows in order, every eighth of all leases from the oldest instead."""
         every = rules.OLDEST_FIRST_EVERY
         before = self._leased[lane]
         guarded = (before + limit) // every - before // every
-        oldest = self._oldest(guarded, lane) if guarded else []
+        oldest = self._oldest(guarded, lane, until) if guarded else []
         seqs = {row[0] for row in oldest}
-        rows = self._connection.execute(LEASABLE, (lane, limit)).fetchall()
+        rows = self._connection.execute(LEASABLE, (until, lane, limit)).fetchall()
         chosen = [row for row in rows if row[0] not in seqs][: limit - len(oldest)] + oldest
         self._leased[lane] += len(chosen)
         return chosen
 
-    def _oldest(self, limit: int, lane: int) -> list[tuple[Any, ...]]:
+    def _oldest(self, limit: int, lane: int, until: float) -> list[tuple[Any, ...]]:
         """The records accepted first, whatever their priority; none if there is one priority only."""
         priorities = list(ready_priorities(self._connection, lane))
         if len(priorities) < 2:
             return []
         found: list[tuple[Any, ...]] = []
         for priority in priorities:
-            found += self._connection.execute(LEASABLE_OF_PRIORITY, (lane, priority, limit)).fetchall()
+            values = until, lane, priority, limit
+            found += self._connection.execute(LEASABLE_OF_PRIORITY, values).fetchall()
         return sorted(found)[:limit]
 
     def extend(self, leases: Sequence[tuple[bytes, int]], lease_seconds: float) -> list[Extension]:
@@ -331,7 +331,7 @@ class Ledger:
         if held is None:
             return Extension.LOST
         self._held[id] = held._replace(until=until)
-        self._lapsing.set(held.seq, until)
+        self._lapses_at = min(self._lapses_at, until)
         return Extension.CANCEL_REQUESTED if held.cancel_requested else Extension.HELD
 
     def _holder(self, id: bytes, epoch: int) -> Held | None:
@@ -363,7 +363,7 @@ class Ledger:
         history = held.history + note
         match settlement:
             case Finish(state=state, answer=answer, reason=reason, sent=sent):
-                self._unhold(held)
+                del self._held[held.id]
                 self._finish(held, STATE_NUMBERS[state], held.attempts + sent, answer, reason, history)
             case Retry(delay_seconds=delay):
                 self._leave(held, held.attempts + 1, delay, history)
@@ -379,13 +379,9 @@ class Ledger:
             if isinstance(body, BlobRef) and not self._one(sql, settlement.id, body.name):
                 self._dropped.append(body)
 
-    def _unhold(self, held: Held) -> None:
-        del self._held[held.id]
-        self._lapsing.set(held.seq, None)
-
     def _leave(self, held: Held, attempts: int, delay_seconds: float, history: bytes) -> None:
         """End a lease without an answer: the record waits again, or is cancelled if that was asked."""
-        self._unhold(held)
+        del self._held[held.id]
         if held.cancel_requested:
             self._finish(held, CANCELLED, attempts, history=history)
         else:
@@ -422,7 +418,7 @@ class Ledger:
         answer_bytes = 0
         if answer is not None:
             answer_bytes = len(answer.head) + rules.body_bytes(answer.body)
-            self._answered.append((held.seq, answer.head, *body_columns(answer.body)))
+            self._answered += (held.seq, answer.head, *body_columns(answer.body))
         figures.bytes += (
             request_bytes + answer_bytes - held.request_bytes - self._options.answer_reserve_bytes
         )
@@ -459,10 +455,9 @@ class Ledger:
         finished, self._finished = self._finished, []
         answered, self._answered = self._answered, []
         self._connection.executemany(FINISH, finished)
-        self._connection.executemany(
-            "DELETE FROM requests WHERE seq = ?", [(row[-1],) for row in finished if row[0] != FAILED]
-        )
-        self._connection.executemany(INSERT_ANSWER, answered)
+        done_with = [row[-1] for row in finished if row[0] != FAILED]
+        self._connection.execute(DELETE_REQUESTS, (str(done_with),))
+        INSERT_ANSWER.run(self._connection, answered)
 
     def _put_callback(self, held: Held, now: float) -> None:
         batch = _Batch(self)
@@ -569,14 +564,13 @@ class Ledger:
 
     def lapse_due(self, limit: int) -> list[Change]:
         """Judge leases that ran out."""
-        by_seq = None
-        lapsed: list[Held] = []
-        for seq in self._lapsing.pop_due(self._clock()):
-            by_seq = by_seq or {held.seq: held for held in self._held.values()}
-            lapsed.append(by_seq[seq])
-            if len(lapsed) >= limit:
-                break
-        return self._lapse(lapsed)
+        now = self._clock()
+        if now < self._lapses_at:
+            return []
+        lapsed = sorted((held for held in self._held.values() if held.until <= now), key=_until)[:limit]
+        changes = self._lapse(lapsed)
+        self._lapses_at = min(map(_until, self._held.values()), default=math.inf)
+        return changes
 
     def lapse_orphaned(self, limit: int) -> list[Change]:
         """Judge leases that another process held and took with it."""
@@ -589,7 +583,7 @@ class Ledger:
     def _lapse(self, lapsed: Sequence[Held]) -> list[Change]:
         before = len(self._changes)
         for held in lapsed:
-            self._unhold(held)
+            del self._held[held.id]
             on_lost = OnLost.REPEAT if held.repeat else OnLost.UNKNOWN
             claims, attempts = held.claims + 1, held.attempts + 1
             state, reason = rules.judge_lapsed(on_lost, claims, held.max_claims, bool(held.cancel_requested))
@@ -643,10 +637,9 @@ class Ledger:
                 self._dropped.append(BlobRef(request_blob, request_size))
             if answer_blob is not None:
                 self._dropped.append(BlobRef(answer_blob, answer_size))
-        seqs = [(row[0],) for row in rows]
-        self._connection.executemany("DELETE FROM records WHERE seq = ?", seqs)
-        self._connection.executemany("DELETE FROM requests WHERE seq = ?", seqs)
-        self._connection.executemany("DELETE FROM answers WHERE seq = ?", seqs)
+        seqs = str([row[0] for row in rows])
+        for sql in (DELETE_RECORDS, DELETE_REQUESTS, DELETE_ANSWERS):
+            self._connection.execute(sql, (seqs,))
 
     # -- small steps
 
@@ -657,6 +650,10 @@ class Ledger:
 
     def _one(self, sql: str, *values: object) -> tuple[Any, ...] | None:
         return self._connection.execute(sql, values).fetchone()  # type: ignore[no-any-return]
+
+
+def _until(held: Held) -> float:
+    return held.until
 
 
 def _is_ordinary(record: NewRecord) -> bool:

@@ -30,9 +30,11 @@ HELD = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.epoch, r.attempts
     r.replayed_as, r.request_bytes, r.history, q.blob, q.blob_bytes, q.callback"""
 FROM = "FROM records r LEFT JOIN requests q ON q.seq = r.seq"
 BY_ID = f"SELECT {HELD} {FROM} WHERE r.id = ?"
-LEASABLE = f"""SELECT {HELD}, q.envelope, q.body {FROM}
+# The record as it is once leased; then until when, and the state it had.
+_LEASED = HELD.replace("r.state, r.place, r.priority, r.epoch", "1, 3, r.priority, r.epoch + 1")
+LEASABLE = f"""SELECT {_LEASED}, ?, r.state, q.envelope, q.body {FROM}
     WHERE r.place = 0 AND r.lane = ? ORDER BY r.priority DESC, r.seq LIMIT ?"""
-LEASABLE_OF_PRIORITY = f"""SELECT {HELD}, q.envelope, q.body {FROM}
+LEASABLE_OF_PRIORITY = f"""SELECT {_LEASED}, ?, r.state, q.envelope, q.body {FROM}
     WHERE r.place = 0 AND r.lane = ? AND r.priority = ? ORDER BY r.seq LIMIT ?"""
 NEXT_PRIORITY = """SELECT priority FROM records WHERE place = 0 AND lane = ? AND priority < ?
     ORDER BY priority DESC LIMIT 1"""
@@ -56,11 +58,16 @@ INSERT_ORDINARY = BulkInsert(
 )
 INSERT_ORDINARY_REQUEST = BulkInsert("requests (seq, envelope, body)", "?, ?, ?")
 INSERT_REQUEST = "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)"
-INSERT_ANSWER = "INSERT INTO answers VALUES (?, ?, ?, ?, ?)"
-LEASE = """UPDATE records SET state = 1, place = 3, epoch = ?, started_at = ?, wake_at = NULL
-    WHERE seq = ?"""
+INSERT_ANSWER = BulkInsert("answers", "?, ?, ?, ?, ?")
+# A JSON list of numbers makes one statement of any number of rows.
+_THESE = "IN (SELECT value FROM json_each(?))"
+LEASE = f"""UPDATE records SET state = 1, place = 3, epoch = epoch + 1, started_at = ?, wake_at = NULL
+    WHERE seq {_THESE}"""  # noqa: S608
 FINISH = """UPDATE records SET state = ?, place = 4, attempts = ?, claims = ?, finished_at = ?, wake_at = ?,
     request_bytes = ?, answer_bytes = ?, reason = ?, history = ? WHERE seq = ?"""
+DELETE_RECORDS = f"DELETE FROM records WHERE seq {_THESE}"  # noqa: S608
+DELETE_REQUESTS = f"DELETE FROM requests WHERE seq {_THESE}"  # noqa: S608
+DELETE_ANSWERS = f"DELETE FROM answers WHERE seq {_THESE}"  # noqa: S608
 WAIT = """UPDATE records SET state = ?, place = ?, attempts = ?, claims = ?, ready_at = ?, wake_at = ?,
     history = ? WHERE seq = ?"""
 PLACE = "UPDATE records SET place = ?, wake_at = ? WHERE seq = ?"
@@ -108,7 +115,7 @@ class Held(NamedTuple):
     until: float = 0.0
 
 
-WIDTH = len(Held._fields) - 1
+WIDTH = len(Held._fields)
 
 
 @dataclass(slots=True)
