@@ -110,7 +110,7 @@ async def test_a_folder_that_cannot_be_written_is_a_store_that_is_unavailable(tm
         await writer.commit()
 
 
-@pytest.mark.parametrize("url", ["memory:", "sqlite://{folder}/openhqm.db"])
+@pytest.mark.parametrize("url", ["memory:", "sqlite:///{folder}/openhqm.db"])
 async def test_a_lease_that_is_cancelled_while_blobs_are_deleted_comes_back(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
