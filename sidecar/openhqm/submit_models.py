@@ -166,6 +166,14 @@ class _Members(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def _check_payload(body: bytes) -> None:
+    """Refuse now what a handler could not read later."""
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise BadRequest("body: a handler takes JSON, so that text needs quotes") from exc
+
+
 class Explicit(_Members):
     """Body of `POST <prefix>/v1/requests`."""
 
@@ -199,15 +207,18 @@ class Explicit(_Members):
         """Return what is to be stored.
 
         Raises:
-            BadRequest: body_base64 is not Base64.
+            BadRequest: body_base64 is not Base64, or the body is for a handler and not JSON.
         """
         deadline, deadline_seconds = self.deadline
+        body = self._body()
+        if self.target != APP and body:
+            _check_payload(body)
         return Submission(
             target=self.target,
             method=self.method.encode(),
             path=(self.path or "/").encode(),
             pairs=self.headers,
-            body=self._body(),
+            body=body,
             wishes=Control(
                 priority=self.priority,
                 delay_seconds=self.delay_seconds,

@@ -226,13 +226,13 @@ async def test_submit_goes_by_the_submit_api_when_told_to(
 ) -> None:
     async with intercepting(None) as port:
         running.stats.ports = {"ingress": port.port}
-        sent = await running.json("submit", "/x", *arguments, "-d", "abc", "-H", "OpenHQM-Priority: 7")
+        sent = await running.json("submit", "/x", *arguments, "-d", '"abc"', "-H", "OpenHQM-Priority: 7")
         lease = await port.lease()
 
         assert (sent["status"], sent["correlation_id"]) == (202, str(uuid.UUID(bytes=lease.id)))
         assert sent["handle"] == port.handles.handle(lease.id)
         assert Envelope.decode(lease.envelope).target == arguments[-1]
-        assert (lease.priority, lease.body) == (7, b"abc")
+        assert (lease.priority, lease.body) == (7, b'"abc"')
 
 
 async def test_submit_goes_by_the_submit_api_where_there_is_no_app(running: Running) -> None:
@@ -246,8 +246,8 @@ async def test_submit_goes_by_the_submit_api_where_there_is_no_app(running: Runn
 
 
 async def test_submit_by_the_submit_api_takes_any_bytes_and_repeated_headers(running: Running) -> None:
-    async with intercepting(None) as port:
-        command = ("submit", "/", "-t", "handler:echo", "-d", "@-", "-H", "A: 1", "-H", "A: 2")
+    async with intercepting(ingress={"submit_api": True, "api_keys": ["k"]}) as port:
+        command = ("submit", "/", "-t", "app", "--api-key", "k", "-d", "@-", "-H", "A: 1", "-H", "A: 2")
         url = ("--url", f"http://127.0.0.1:{port.port}/")
         result = await running.run(*command, *url, input=b"\xff\x00")
         lease = await port.lease()

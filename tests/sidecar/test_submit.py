@@ -148,6 +148,7 @@ async def test_wishes_may_be_headers_of_the_call():
         (b"\xff", "the body must be JSON in UTF-8: "),
         (b"[]", "the body must be a JSON object"),
         (b"[" * 100_000, "the body is nested too deeply"),
+        (b'{"target": "handler:echo", "body": "hello"}', "body: a handler takes JSON"),
         (b'{"path": "/a", "path": "/b"}', "the body must be JSON in UTF-8: an object has a member twice"),
         (b'{"path": "/a", "deadline": NaN}', "the body must be JSON in UTF-8: NaN is no JSON"),
         (b'{"path": "/a", "deadline": 1e999}', "the body must be JSON in UTF-8: a number is too large"),
