@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any
@@ -44,7 +45,7 @@ from openhqm.problems import Kind, kind_of
 from openhqm.settings import Settings
 from openhqm.settings_docs import in_force
 from openhqm.stats import Stats
-from openhqm.stores.base import Answer, Body, Lane, Record, Replay, State, Store, Want
+from openhqm.stores.base import CURSOR_BYTES, Answer, Body, Lane, Record, Replay, State, Store, Want
 from openhqm.views import answer_parts, details, parse_id, summary
 
 ADMIN_HEADER = "OpenHQM-Admin"
@@ -53,6 +54,7 @@ ADMIN_HEADER = "OpenHQM-Admin"
 MAX_LIMIT = 1000
 _PAGE = 500
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_CURSOR = re.compile(rf"[0-7][0-9a-f]{{{2 * CURSOR_BYTES - 1}}}")
 _OTHER_SITE = Kind(403, "other-site", "Web pages of other sites may not call this")
 _FILES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
 
@@ -352,10 +354,10 @@ def _limit(request: web.Request) -> int:
 
 
 def _cursor(request: web.Request) -> bytes:
-    try:
-        return bytes.fromhex(request.query.get("cursor", ""))
-    except ValueError as exc:
-        raise BadRequest("cursor must be the one an earlier page gave") from exc
+    text = request.query.get("cursor", "")
+    if text and not _CURSOR.fullmatch(text):
+        raise BadRequest("cursor must be the one an earlier page gave")
+    return bytes.fromhex(text)
 
 
 # --- the dashboard ----------------------------------------------------------------------------------

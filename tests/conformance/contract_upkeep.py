@@ -26,6 +26,7 @@ from tests.conformance.store_endings import (
 from tests.conformance.store_fixtures import StoreFixtures
 
 from openhqm.stores.base import (
+    CURSOR_BYTES,
     Accepted,
     Change,
     Lane,
@@ -111,11 +112,14 @@ class UpkeepContract(StoreFixtures):
             cursor = page.cursor
             if not cursor:
                 break
+            assert len(cursor) == CURSOR_BYTES
+        beyond = await store.list(cursor=b"\x7f" + b"\xff" * 7)
         dead = await store.list(states=[State.FAILED], want=Want.REQUEST | Want.ANSWER)
         unfinished = await store.list(states=[State.RUNNING, State.QUEUED], limit=100)
 
         assert list(itertools.chain(*pages)) == [record.id for record in records]
         assert [len(page) for page in pages if page] == [10, 10, 5]
+        assert not beyond.records
         assert [record.id for record in dead.records] == [lease.id for lease in leases[:3]]
         assert all(record.answer == ANSWER and record.request for record in dead.records)
         assert len(unfinished.records) == 22

@@ -138,7 +138,11 @@ async def test_cancelling_a_queued_request_is_told_to_the_lifecycle(desk: Desk) 
         ("/admin/v1/requests?lane=odd", 400, "bad-request"),
         (f"/admin/v1/requests?limit={MAX_LIMIT + 1}", 400, "bad-request"),
         ("/admin/v1/requests?limit=0", 400, "bad-request"),
-        ("/admin/v1/requests?cursor=xyz", 400, "bad-request"),
+        *(
+            (f"/admin/v1/{what}?cursor={cursor}", 400, "bad-request")
+            for what in ("requests", "dead-letters")
+            for cursor in ("xyz", "00", "8" + "0" * 15, "f" * 16, "0" * 18, " " + "0" * 15, "0" * 16 + "%0A")
+        ),
         ("/admin/v1/nothing", 404, "unknown-path"),
         ("/admin/v1/pause", 405, "method-not-allowed"),
     ],

@@ -364,9 +364,16 @@ class Replay:
     max_age_seconds: float = 0.0
 
 
+CURSOR_BYTES = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Records in order of acceptance; *cursor* continues, b"" means there are no more."""
+    """Records in order of acceptance; *cursor* continues, b"" means there are no more.
+
+    A cursor is CURSOR_BYTES long, a number below 2**63 with the highest byte first: callers check
+    those that come from outside, stores need not.
+    """
 
     records: Sequence[Record]
     cursor: bytes

@@ -20,6 +20,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, ResponseErr
 from openhqm.errors import SettingsError, StoreUnavailable
 from openhqm.stores import redis_records as records
 from openhqm.stores.base import (
+    CURSOR_BYTES,
     Abilities,
     Accepted,
     BlobRef,
@@ -296,7 +297,7 @@ class RedisStore:
         limit: int = 100,
         want: Want = Want.STATE,
     ) -> Page:
-        after = float(cursor or 0)
+        after = float(int.from_bytes(cursor))
         found: list[Record] = []
         more = 1
         while more and len(found) < limit:
@@ -305,7 +306,7 @@ class RedisStore:
             reached, more, *replies = await self._run("list", (self._argv, asked))
             after = records.unpack_float(reached) or 0.0
             found += [records.unpack_record(*reply) for reply in replies]
-        return Page(found, b"%d" % int(after) if more else b"")
+        return Page(found, int(after).to_bytes(CURSOR_BYTES) if more else b"")
 
     async def replay(self, replays: Sequence[Replay]) -> Sequence[bool]:
         results: list[bool] = []
