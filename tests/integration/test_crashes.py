@@ -17,6 +17,9 @@ pytestmark = pytest.mark.crash
 
 ACCEPTED = 1000
 CONCURRENCY = 8
+AT_RISK = CONCURRENCY + 64
+"""Most requests whose outcome one kill can leave unknown: those in flight, and those whose result waits
+for its commit (`dispatcher.py` holds at most that many)."""
 STEPS_BEFORE_SENDING = ["claimed"]
 STEPS_WHILE_SENT = ["sent-head", "sent-body", "got-head", "got-body", "before-store"]
 STEPS_AFTER_STORING = ["after-store"]
@@ -37,7 +40,7 @@ def assert_nothing_lost_or_mixed(found: Verdict) -> None:
 
 @pytest.mark.parametrize("step", STEPS_BEFORE_SENDING + STEPS_WHILE_SENT + STEPS_AFTER_STORING)
 async def test_sidecar_killed_at_each_step_of_a_replay(tmp_path: Path, step: str) -> None:
-    """At most the requests in flight at the kill end as outcome unknown (POST) or run again (PUT)."""
+    """At most the requests held at the kill end as outcome unknown (POST) or run again (PUT)."""
     app, journal = journal_app(tmp_path)
     app.start()
     await app.listening()
@@ -57,8 +60,8 @@ async def test_sidecar_killed_at_each_step_of_a_replay(tmp_path: Path, step: str
     assert exits == [-signal.SIGKILL]
     assert_nothing_lost_or_mixed(found)
     assert found.repeated_unsafe == 0, found
-    assert found.repeated_safe <= CONCURRENCY, found
-    assert found.dead == found.unknown <= CONCURRENCY, found
+    assert found.repeated_safe <= AT_RISK, found
+    assert found.dead == found.unknown <= AT_RISK, found
 
 
 async def test_sidecar_killed_again_and_again_under_load(tmp_path: Path) -> None:
@@ -85,8 +88,8 @@ async def test_sidecar_killed_again_and_again_under_load(tmp_path: Path) -> None
     assert exits == [-signal.SIGKILL] * 4
     assert_nothing_lost_or_mixed(found)
     assert found.repeated_unsafe == 0, found
-    assert found.repeated_safe <= 4 * CONCURRENCY, found
-    assert found.dead == found.unknown <= 4 * CONCURRENCY, found
+    assert found.repeated_safe <= 4 * AT_RISK, found
+    assert found.dead == found.unknown <= 4 * AT_RISK, found
 
 
 async def test_sigterm_under_load_finishes_what_is_in_flight(tmp_path: Path) -> None:
