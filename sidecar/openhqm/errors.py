@@ -13,8 +13,10 @@ OpenHQMError
 │   ├── AlreadyFinal            409
 │   ├── ResponseExpired         410
 │   ├── BodyTooLarge            413
+│   ├── TargetTooLong           414
 │   ├── ExpectationFailed       417
 │   ├── IdempotencyMismatch     422
+│   ├── HeadersTooLarge         431
 │   └── NotSupported            501
 ├── Unavailable                 our doing and temporary: 503 with Retry-After
 │   ├── BacklogFull
@@ -97,6 +99,14 @@ class ResponseExpired(RequestRejected):
 
 class BodyTooLarge(RequestRejected):
     """The body exceeds `ingress.max_body_bytes`."""
+
+
+class TargetTooLong(RequestRejected):
+    """The request line names more than `intercept.MAX_TARGET_BYTES`."""
+
+
+class HeadersTooLarge(RequestRejected):
+    """A header field exceeds `intercept.MAX_FIELD_BYTES`, or there are too many."""
 
 
 class ExpectationFailed(RequestRejected):

@@ -20,14 +20,37 @@ from typing import Any, cast
 
 import structlog
 from aiohttp import hdrs, http_parser
+from aiohttp.http_exceptions import BadStatusLine, InvalidHeader, InvalidURLError, LineTooLong
 from aiohttp.web import BaseRequest, RequestHandler, RequestPayloadError, Server, StreamResponse
 
 from openhqm import problems
-from openhqm.errors import BadRequest, SettingsError, TooManyConnections
+from openhqm.errors import (
+    BadRequest,
+    HeadersTooLarge,
+    RequestRejected,
+    SettingsError,
+    TargetTooLong,
+    TooManyConnections,
+)
 from openhqm.replies import Reply
 from openhqm.settings import IngressSettings
 
-MAX_HEAD_LINE_BYTES = 16 * 1024
+MAX_TARGET_BYTES = 16 * 1024
+MAX_FIELD_BYTES = MAX_TARGET_BYTES + 1
+"""For a header's name, and for its value. One more, because aiohttp tells of a part that is too long
+only which limit it exceeded, and clients are to know which part it was."""
+
+_PHRASES = {
+    "Received HTTPS traffic on an HTTP port": "this port speaks HTTP, not HTTPS",
+    "Pause on PRI/Upgrade": "HTTP/2 is not served here, only HTTP/1.1",
+    "Invalid header field char": "the name of a header field has a character that names cannot have",
+    "Invalid header token": "the name of a header field has a character that names cannot have",
+    "Invalid header value char": "the value of a header field has a character that values cannot have",
+    "Unexpected space after start line": "a blank must not begin a header field",
+    "Unexpected whitespace after header value": "a blank must not begin a header field",
+}
+"""What the parser says -> what the client is told, where the one does not explain itself."""
+
 LINGER_SECONDS = 5.0
 """How long the rest of a body we refused is read and thrown away, so that the client sees the answer."""
 
@@ -61,8 +84,8 @@ def build_server(
         lingering_time=LINGER_SECONDS,
         max_connections=ingress.max_connections,
         stall_seconds=ingress.body_timeout_seconds,
-        max_line_size=MAX_HEAD_LINE_BYTES,
-        max_field_size=MAX_HEAD_LINE_BYTES,
+        max_line_size=MAX_TARGET_BYTES,
+        max_field_size=MAX_FIELD_BYTES,
     )
 
 
@@ -165,7 +188,7 @@ class InterceptConnection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> StreamResponse:
-        """Answer for aiohttp: 400 for what it cannot parse, 500 for what ingress let escape.
+        """Answer for aiohttp: 400, 414 or 431 for what it cannot take, 500 for what ingress let escape.
 
         Raises:
             ConnectionError: there is nobody to answer; aiohttp ends the connection without a word.
@@ -177,9 +200,7 @@ class InterceptConnection(RequestHandler):
             if request.writer.output_size > 0:
                 raise ConnectionError("the answer has begun, it can only be cut off") from exc
             return cast(StreamResponse, problems.problem(problems.INTERNAL, "see the log", keep_alive=False))
-        # Its first line says what is wrong; what follows quotes the request, secrets included.
-        detail = (message or "").partition("\n")[0].rstrip(":") or "the request is not HTTP/1.1"
-        return cast(StreamResponse, problems.reply(BadRequest(detail), keep_alive=False))
+        return cast(StreamResponse, problems.reply(_refusal(exc, message or ""), keep_alive=False))
 
     def data_received(self, data: bytes) -> None:
         was_idle = self._current_request is None and not self._messages
@@ -247,6 +268,29 @@ class InterceptConnection(RequestHandler):
             self._body_left = 0
             self._is_in_doubt = True
             self.close()
+
+
+def _refusal(exc: BaseException | None, message: str) -> RequestRejected:
+    """Say what the parser could not take, in our words where its own quote the request or explain nothing."""
+    if isinstance(exc, LineTooLong):
+        if exc.args[1] == MAX_TARGET_BYTES:
+            return TargetTooLong(f"the request target exceeds {MAX_TARGET_BYTES} bytes")
+        return HeadersTooLarge(f"the name or value of a header field exceeds {MAX_FIELD_BYTES} bytes")
+    # The first line of a parser's message is a fixed phrase; what follows quotes the request.
+    phrase = message.partition("\n")[0].rstrip(":")
+    if phrase == "Too many headers received":
+        return HeadersTooLarge("there are too many header fields")
+    if phrase in _PHRASES:
+        return BadRequest(_PHRASES[phrase])
+    if isinstance(exc, InvalidURLError):
+        return BadRequest("the request target must be a path, percent-encoded, from the first /")
+    if isinstance(exc, BadStatusLine):
+        return BadRequest(
+            "the request line must be a method, a path and HTTP/1.1, with one space between them"
+        )
+    if isinstance(exc, InvalidHeader):
+        return BadRequest("a header field is malformed")
+    return BadRequest(phrase or "the request is not HTTP/1.1")
 
 
 def _unread_bytes(transport: asyncio.Transport | None) -> int:
