@@ -19,6 +19,12 @@ from openhqm.stores.base import Abilities, Blobs, BlobWriter, Body
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+MIN_BYTES_PER_SECOND = 240
+"""A body that stays slower is given up: a few such would keep connections and memory for weeks.
+
+Source: the default of Kestrel, MinRequestBodyDataRate. A modem of 1984 sent as much.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -27,7 +33,7 @@ class Limits:
     Args:
         max_bytes: more is refused.
         inline_bytes: more goes into a blob.
-        timeout_seconds: longest time without a byte.
+        timeout_seconds: longest time without a byte, and how far a slow body may fall behind.
     """
 
     max_bytes: int
@@ -79,7 +85,7 @@ async def read_body(
 
     Raises:
         BodyTooLarge: a chunked body grew over the limit.
-        BodyTimeout: no byte came for too long.
+        BodyTimeout: it came too slowly, see `Patience`.
         BadRequest: the body is malformed.
         ConnectionError: the client left.
         StoreUnavailable: the blob cannot be written.
@@ -92,8 +98,9 @@ async def read_body(
     sink = _Sink(
         blobs, record_id, limits, spill=declared is not None and declared > limits.inline_bytes, hashed=hashed
     )
+    patience = Patience(limits.timeout_seconds)
     try:
-        while chunk := await next_chunk(content.readany, limits.timeout_seconds):
+        while chunk := await patience.next_chunk(content.readany):
             await sink.write(chunk)
         return await sink.finish()
     except BaseException:
@@ -121,6 +128,33 @@ async def send_continue(request: BaseRequest) -> None:
     """Tell a client that waits with its body to go on (RFC 9110 section 10.1.1)."""
     if not request.content.is_eof():
         await request.writer.write(CONTINUE)
+
+
+class Patience:
+    """How long the rest of a body is waited for.
+
+    It begins with *timeout_seconds*, waiting uses it up, and every MIN_BYTES_PER_SECOND that come give
+    a second back, up to *timeout_seconds* again. So a client may pause for that long, but not always
+    be slow. Only waiting counts: a client does not pay for a slow disk of ours.
+    """
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._left_seconds = timeout_seconds
+
+    async def next_chunk(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Return what came, b"" at the end; raises as the function of this name."""
+        clock = asyncio.get_running_loop().time
+        asked_at = clock()
+        try:
+            chunk = await next_chunk(read, self._left_seconds)
+        except BodyTimeout:
+            raise BodyTimeout(
+                f"the body came slower than {MIN_BYTES_PER_SECOND} bytes/s for {self._timeout_seconds:g} s"
+            ) from None
+        left_seconds = self._left_seconds - (clock() - asked_at) + len(chunk) / MIN_BYTES_PER_SECOND
+        self._left_seconds = min(left_seconds, self._timeout_seconds)
+        return chunk
 
 
 async def next_chunk(read: Callable[[], Awaitable[bytes]], timeout_seconds: float) -> bytes:

@@ -86,7 +86,7 @@ class MethodNotAllowed(RequestRejected):
 
 
 class BodyTimeout(RequestRejected):
-    """The body made no progress for `ingress.body_timeout_seconds`."""
+    """The body made no progress, or too little, for `ingress.body_timeout_seconds`."""
 
 
 class AlreadyFinal(RequestRejected):

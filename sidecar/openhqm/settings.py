@@ -237,7 +237,8 @@ class IngressSettings(Area):
     body_timeout_seconds: PositiveSeconds = Field(
         60.0,
         description="A request body that makes no progress for this long ends its connection; so does "
-        "an answer that the client stopped reading.",
+        "an answer that the client stopped reading, and a body to be queued that falls this far behind "
+        "240 bytes a second.",
     )
     max_connections: PositiveInt = Field(
         10_000,
