@@ -11,7 +11,6 @@ from importlib import resources
 from typing import Any
 
 import orjson
-import yaml
 from aiohttp.web import BaseRequest
 
 from openhqm import __version__, replies
@@ -27,8 +26,12 @@ SWITCHED = frozenset({"submit", "original"})
 
 def document(settings: Settings) -> dict[str, Any]:
     """Return the description of what a process with these settings serves."""
+    import yaml  # 1 MiB, for a page that few ask for
+
+    # libyaml where PyYAML was built with it: ten times as fast, and the event loop waits meanwhile.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = _source().replace(DEFAULT_PREFIX + "/", settings.ingress.reserved_prefix + "/")
-    found: dict[str, Any] = yaml.load(text, Loader=_LOADER)  # noqa: S506, both are safe loaders
+    found: dict[str, Any] = yaml.load(text, Loader=loader)  # noqa: S506, both are safe loaders
     found["info"]["version"] = __version__
     if not settings.submit_api_enabled:
         found["paths"] = {path: item for path, item in found["paths"].items() if not _is_switched(item)}
@@ -38,10 +41,6 @@ def document(settings: Settings) -> dict[str, Any]:
 
 def _source() -> str:
     return resources.files("openhqm").joinpath("openapi.yaml").read_text(encoding="utf-8")
-
-
-# libyaml where PyYAML was built with it: ten times as fast, and the event loop waits meanwhile.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _is_switched(item: dict[str, Any]) -> bool:

@@ -1,19 +1,17 @@
 """Where settings come from: flags, the environment, a YAML file; and what is said when they do not fit.
 
 `settings.py` gives its model and calls this; nothing here knows a setting by name. The environment is
-read by pydantic-settings; the file is expanded after it is parsed, so that a value never becomes YAML.
+read by pydantic-settings, the file by `settings_file.py`.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource
@@ -39,7 +37,7 @@ class Sources:
             SettingsError: a source cannot be read, or a variable would have no effect.
         """
         _check_variables(self.model, self.environ)
-        below = _from_file(self.config, self.environ) if self.config else {}
+        below = _read_file(self.config, self.environ) if self.config else {}
         return _merge(_merge(below, _Environment(self.model, self.environ)()), self.flags)
 
     def describe(self, error: ValidationError) -> str:
@@ -93,6 +91,12 @@ def _suggestion(model: type[BaseSettings], path: list[str]) -> str:
 # --- the environment --------------------------------------------------------------------------------
 
 
+def _read_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    from openhqm.settings_file import read_file
+
+    return read_file(path, environ)
+
+
 class _Environment(EnvSettingsSource):
     """`OPENHQM_EGRESS__LEASE_SECONDS=10` -> {"egress": {"lease_seconds": "10"}}.
 
@@ -106,10 +110,9 @@ class _Environment(EnvSettingsSource):
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         if not value.lstrip().startswith(("[", "{")):
             return [word.strip() for word in value.split(",")]
-        try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError:
-            return value  # the model refuses it with the full key, which is not known here
+        from openhqm.settings_file import read_list
+
+        return read_list(value)
 
 
 def _check_variables(model: type[BaseSettings], environ: Mapping[str, str]) -> None:
@@ -139,61 +142,3 @@ def _variables(model: type[BaseSettings]) -> list[str]:
         if (area := _area(model, name))
         for setting in area.model_fields
     ]
-
-
-# --- the file ---------------------------------------------------------------------------------------
-
-_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice instead of forgetting the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value} is given twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _from_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except OSError as exc:
-        raise SettingsError(f"{path}: {exc.strerror}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise SettingsError(f"{path}: not YAML: {' '.join(str(exc).split())}") from exc
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise SettingsError(f"{path}: must be a mapping of areas")
-    expanded: dict[str, Any] = _expand(data, path, environ)
-    return expanded
-
-
-def _expand(node: Any, path: Path, environ: Mapping[str, str]) -> Any:
-    """Replace `${VAR}` in string values, after parsing: a value can never become YAML.
-
-    `$${` stands for a plain `${`. What expands to nothing counts as not given.
-    """
-
-    def value_of(match: re.Match[str]) -> str:
-        if match[1] is None:
-            return "${"
-        value = environ.get(match[1]) or match[2]
-        if value is None:
-            raise SettingsError(f"{path}: the environment variable {match[1]} is not set and has no default")
-        return value
-
-    if isinstance(node, str):
-        return _VARIABLE.sub(value_of, node)
-    if isinstance(node, list):
-        items = [(item, _expand(item, path, environ)) for item in node]
-        return [new for old, new in items if new != "" or old == ""]
-    if isinstance(node, dict):
-        entries = [(key, old, _expand(old, path, environ)) for key, old in node.items()]
-        return {key: new for key, old, new in entries if new != "" or old == ""}
-    return node
