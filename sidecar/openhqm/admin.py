@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 import orjson
 from aiohttp import web
 
+from openhqm.cancellation import cancel
 from openhqm.errors import (
     BadRequest,
     MethodNotAllowed,
@@ -252,13 +253,10 @@ class _Admin:
                 yield chunk
 
     async def cancel(self, request: web.Request) -> web.Response:
-        record = await self._store.cancel(parse_id(request.match_info["id"]))
+        id = parse_id(request.match_info["id"])
+        record = await cancel(self._store, self._lifecycle, id, reason="operator")
         if record is None:
             raise UnknownHandle("no such request")
-        if record.state is State.CANCELLED:
-            self._lifecycle.emit(Event(Happening.CANCELLED, id=record.id, reason="operator"))
-        elif not record.state.is_final:
-            self._lifecycle.emit(Event(Happening.CANCEL_REQUESTED, id=record.id, reason="operator"))
         return json_response(details(record))
 
     async def replay(self, request: web.Request) -> web.Response:

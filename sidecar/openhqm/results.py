@@ -25,10 +25,11 @@ from aiohttp.web import BaseRequest
 
 from openhqm import replies
 from openhqm.acceptor import final_reply
+from openhqm.cancellation import cancel
 from openhqm.errors import AlreadyFinal, BadRequest, MethodNotAllowed, ResponseExpired, UnknownPath
 from openhqm.estimates import DrainRate
 from openhqm.handles import Handles, id_text
-from openhqm.lifecycle import Event, Happening, Lifecycle
+from openhqm.lifecycle import Lifecycle
 from openhqm.replies import NO_STORE, Reply
 from openhqm.settings import IngressSettings
 from openhqm.stores.base import Record, State, Store
@@ -130,13 +131,11 @@ class Results:
 
     async def _cancel(self, id: bytes) -> Reply:
         """Cancel: 200 once it is cancelled, 202 while the app is still asked to stop, 409 if final."""
-        record = held(await self._store.cancel(id))
+        record = held(await cancel(self._store, self._lifecycle, id))
         if record.state is State.CANCELLED:
-            self._lifecycle.emit(Event(Happening.CANCELLED, id, record.attempts, record.epoch))
             return self._state_reply(record)
         if record.state.is_final:
             raise AlreadyFinal(f"the request is {record.state.value} already; its answer never changes")
-        self._lifecycle.emit(Event(Happening.CANCEL_REQUESTED, id, record.attempts, record.epoch))
         return self._state_reply(record, status=202)
 
     async def _events(self, id: bytes) -> Reply:

@@ -120,12 +120,13 @@ async def test_a_large_answer_is_streamed_from_its_blob(desk: Desk) -> None:
     assert len(await answer.read()) == 2_000_000
 
 
-async def test_cancelling_a_queued_request_is_told_to_the_lifecycle(desk: Desk) -> None:
+async def test_cancelling_a_queued_request_is_told_to_the_lifecycle_once(desk: Desk) -> None:
     id = await desk.queued()
 
-    answer = await desk.client.delete(f"/admin/v1/requests/{id}", headers={"OpenHQM-Admin": "1"})
+    for _ in range(3):
+        answer = await desk.client.delete(f"/admin/v1/requests/{id}", headers={"OpenHQM-Admin": "1"})
 
-    assert (await answer.json())["state"] == "cancelled"
+        assert (await answer.json())["state"] == "cancelled"
     assert [(event.what, event.id) for event in desk.events] == [(Happening.CANCELLED, uuid.UUID(id).bytes)]
 
 

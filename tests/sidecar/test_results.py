@@ -9,6 +9,7 @@ import pytest
 from tests.sidecar.intercepted import Got, Intercept, get, intercepting, post
 
 from openhqm.handles import Handles, IdMint
+from openhqm.lifecycle import Happening
 from openhqm.stores.base import Release, Retry, State
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
@@ -225,6 +226,8 @@ class TestCancel:
             )
             assert (again.status, again.json["status"]) == (200, "cancelled")
             assert (await port.store.counts()).cancelled == 1
+            told = [event.what for event in port.events]
+            assert told == [Happening.ACCEPTED, Happening.CANCELLED], "what changed nothing is not counted"
 
     async def test_a_running_request_is_asked_to_stop_and_may_have_run(self):
         async with intercepting() as port:
