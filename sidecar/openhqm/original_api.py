@@ -31,12 +31,12 @@ from openhqm.handles import Handles, id_text
 from openhqm.health import EXPOSITION_TYPE
 from openhqm.ingress import Surface
 from openhqm.replies import NO_STORE, Reply
-from openhqm.results import READ, allow, held, rfc3339
+from openhqm.results import READ, allow, held
 from openhqm.retry import Reason
 from openhqm.stores.base import Answer, Blobs, Record, State, Store
 from openhqm.submit import Submitter
 from openhqm.submit_models import Original, Submission, read_json
-from openhqm.views import answer_parts
+from openhqm.views import answer_parts, rfc3339
 from openhqm.waiters import Waiters
 
 SUBMIT = b"/api/v1/submit"

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -33,6 +32,7 @@ from openhqm.lifecycle import Lifecycle
 from openhqm.replies import NO_STORE, Reply
 from openhqm.settings import IngressSettings
 from openhqm.stores.base import Record, State, Store
+from openhqm.views import attempts, rfc3339
 from openhqm.waiters import Waiters
 
 EVENT_STREAM = b"text/event-stream"
@@ -169,7 +169,7 @@ class Results:
             "status": record.state.value,
             "reason": record.reason or None,
             "attempts": record.attempts,
-            "history": [orjson.loads(line) for line in record.history.splitlines() if line],
+            "history": attempts(record),
             "may_have_run": record.may_have_run or record.attempts > 0 or record.state is State.RUNNING,
             "cancel_requested": record.cancel_requested,
             "priority": record.priority,
@@ -206,10 +206,3 @@ def held(record: Record | None) -> Record:
 
 def _event(document: dict[str, Any]) -> bytes:
     return b"event: state\ndata: %b\n\n" % orjson.dumps(document)
-
-
-def rfc3339(seconds: float | None) -> str | None:
-    """Return a moment in UTC as clients read it, to the millisecond."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""How a stored record is shown to operators: plain data for the admin API, the CLI and the dashboard.
+"""How a stored record is shown: plain data for the admin API, the CLI, the dashboard, and partly for clients.
 
 Pure. Credentials in headers and queries are masked: a dead letter is looked at by people who may
 fix the app without being allowed to act as its callers.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import codecs
-import datetime
 import re
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -50,8 +50,8 @@ def summary(record: Record) -> dict[str, Any]:
         "priority": record.priority,
         "attempts": record.attempts,
         "claims": record.claims,
-        "accepted_at": _time(record.accepted_at),
-        "finished_at": _time(record.finished_at),
+        "accepted_at": rfc3339(record.accepted_at),
+        "finished_at": rfc3339(record.finished_at),
         "replayed_as": id_text(record.replayed_as) if record.replayed_as else None,
     }
 
@@ -63,19 +63,31 @@ def details(record: Record) -> dict[str, Any]:
         "lane": record.lane,
         "epoch": record.epoch,
         "key": record.key.decode("utf-8", "backslashreplace") if record.key is not None else None,
-        "ready_at": None if record.state.is_final else _time(record.ready_at),
-        "started_at": _time(record.started_at),
-        "deadline": _time(record.deadline),
-        "expires_at": _time(record.expires_at),
+        "ready_at": None if record.state.is_final else rfc3339(record.ready_at),
+        "started_at": rfc3339(record.started_at),
+        "deadline": rfc3339(record.deadline),
+        "expires_at": rfc3339(record.expires_at),
         "position": record.position,
         "cancel_requested": record.cancel_requested,
         "may_have_run": record.may_have_run or record.attempts > 0 or record.state is State.RUNNING,
         "replay_of": id_text(record.replay_of) if record.replay_of else None,
         "parent": id_text(record.parent) if record.parent else None,
-        "history": [_note(line) for line in record.history.splitlines() if line],
+        "history": attempts(record),
         "request": _request(record),
         "answer": _answer(record.answer) if record.answer else None,
     }
+
+
+def attempts(record: Record) -> list[dict[str, Any]]:
+    """What is noted of each attempt, first to last."""
+    return [_note(line) for line in record.history.splitlines() if line]
+
+
+def rfc3339(seconds: float | None) -> str | None:
+    """Return a moment in UTC as people and clients read it, to the millisecond."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def answer_parts(answer: Answer) -> tuple[int, list[tuple[str, str]]]:
@@ -170,16 +182,10 @@ def _mask_query(path: str) -> str:
     return bare + separator + "&".join(words)
 
 
-def _note(line: bytes) -> Any:
+def _note(line: bytes) -> dict[str, Any]:
     """One attempt; a note another version wrote is shown as it is."""
     try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
+        note: dict[str, Any] = orjson.loads(line)
+        return {**note, "at": rfc3339(note["at"])} if "at" in note else note
+    except (orjson.JSONDecodeError, TypeError):
         return {"note": line.decode("utf-8", "backslashreplace")}
-
-
-def _time(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

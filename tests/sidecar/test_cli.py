@@ -67,7 +67,7 @@ class Running:
             await self.queued()
         [lease] = await self.store.lease(1, lease_seconds=30, wait_seconds=0)
         answer = Answer(b"HTTP/1.1 500 No\r\n\r\n", b"\x00no")
-        note = b'{"attempt":1,"status":500}'
+        note = b'{"attempt":1,"at":1.5,"status":500}'
         await self.store.settle(
             [Finish(lease.id, lease.epoch, State.FAILED, answer, "attempts-used-up", note)]
         )
@@ -171,7 +171,13 @@ async def test_a_request_is_shown_with_attempts_and_messages(running: Running) -
 
     shown = (await running.run("get", dead)).stdout
 
-    for words in (dead, "attempts-used-up", "attempt 1", "status=500", "POST /orders", "[red]x"):
+    for words in (
+        dead,
+        "attempts-used-up",
+        "attempt 1  at=1970-01-01T00:00:01.500Z  status=500",
+        "POST /orders",
+        "[red]x",
+    ):
         assert words in shown
 
 

@@ -56,12 +56,12 @@ async def test_the_state_shows_attempts_with_their_reasons():
         path = await accepted(port)
         lease = await port.lease()
         running = (await port.send(get(path))).json
-        await port.store.settle([Retry(lease.id, lease.epoch, 60.0, b'{"attempt":1,"status":503}')])
+        await port.store.settle([Retry(lease.id, lease.epoch, 60.0, b'{"attempt":1,"at":1.5}')])
         retrying = (await port.send(get(path))).json
 
         assert (running["status"], running["may_have_run"]) == ("running", True)
         assert (retrying["status"], retrying["attempts"]) == ("retrying", 1)
-        assert retrying["history"] == [{"attempt": 1, "status": 503}]
+        assert retrying["history"] == [{"attempt": 1, "at": "1970-01-01T00:00:01.500Z"}]
 
 
 async def test_the_stored_answer_comes_back_byte_for_byte():

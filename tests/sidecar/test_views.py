@@ -104,9 +104,13 @@ def test_a_request_that_cannot_be_decoded_is_shown_without_it() -> None:
 
 
 def test_history_is_read_line_by_line() -> None:
-    shown = details(record(history=b'{"attempt":1,"status":503}\nnot json\n'))
+    shown = details(record(history=b'{"attempt":1,"at":1750000000.25,"status":503}\nnot json\n7\n'))
 
-    assert shown["history"] == [{"attempt": 1, "status": 503}, {"note": "not json"}]
+    assert shown["history"] == [
+        {"attempt": 1, "at": "2025-06-15T15:06:40.250Z", "status": 503},
+        {"note": "not json"},
+        {"note": "7"},
+    ]
 
 
 def test_answers_without_a_readable_status_count_as_bad_gateway() -> None:

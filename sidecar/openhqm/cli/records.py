@@ -213,8 +213,9 @@ def _show_record(record: dict[str, Any]) -> None:
     plain = {name: show.escape(value) if isinstance(value, str) else value for name, value in record.items()}
     show.fields({**plain, **head, "state": show.state(record["state"])})
     for number, note in enumerate(history, start=1):
+        attempt = note.pop("attempt", number)
         words = "  ".join(f"{name}={value}" for name, value in note.items())
-        show.console().print(f"[bold]attempt {number}[/bold]  {show.escape(words)}")
+        show.console().print(f"[bold]attempt {attempt}[/bold]  {show.escape(words)}")
     for title, part in (("request", request), ("answer", answer)):
         if part:
             _show_message(title, part)
