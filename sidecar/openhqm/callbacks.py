@@ -9,20 +9,33 @@ delivered again, under the same webhook-id; what is given up is a dead letter of
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 import structlog
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientConnectorDNSError,
+    ClientConnectorError,
+    ClientError,
+    ClientResponse,
+    ClientSession,
+    ClientSSLError,
+    ClientTimeout,
+    DummyCookieJar,
+    ServerDisconnectedError,
+)
 from aiohttp.abc import AbstractResolver
 
 from openhqm import __version__
-from openhqm.addresses import AllowList, guarded_connector
+from openhqm.addresses import AddressDenied, AllowList, guarded_connector
 from openhqm.dispatcher import Dispatcher, Held, Stop
 from openhqm.egress import attempt_note
 from openhqm.errors import BadRequest, EnvelopeCorrupt, SettingsError, StoreUnavailable
@@ -228,7 +241,13 @@ class Callbacks:
         reason = settlement.reason if isinstance(settlement, Finish) else ""
         parent = held.lease.parent or held.lease.id
         write = log.warning if reason or not accepted else log.info
-        write(event, correlation_id=str(uuid.UUID(bytes=parent)), attempt=held.lease.attempt, reason=reason)
+        write(
+            event,
+            correlation_id=str(uuid.UUID(bytes=parent)),
+            attempt=held.lease.attempt,
+            reason=reason,
+            **(_told(held.notes) if held.notes is not None else {}),
+        )
 
     # one delivery
 
@@ -248,7 +267,7 @@ class Callbacks:
         except TimeoutError:
             return Delivery(error=f"no reply within {self._timeout_seconds:g} s")
         except (ClientError, OSError) as exc:
-            return Delivery(error=type(exc).__name__)
+            return Delivery(error=_what_failed(exc))
         except Exception as exc:  # the one guard: one odd receiver must not stop the others' notices
             log.exception("callback.failed", webhook_id=message_id)
             return Delivery(error=type(exc).__name__)
@@ -279,6 +298,7 @@ class Callbacks:
         )
 
     def _note(self, held: Held, outcome: str, delivery: Delivery) -> bytes:
+        held.notes = delivery
         now = asyncio.get_running_loop().time()
         return attempt_note(
             held.lease,
@@ -303,6 +323,31 @@ def _kind(settlement: Settlement) -> str:
     if isinstance(settlement, Finish):
         return settlement.state.value
     return "retry" if isinstance(settlement, Retry) else "release"
+
+
+def _told(delivery: Delivery) -> dict[str, Any]:
+    """What the log says of a delivery."""
+    if delivery.status:
+        return {"status": delivery.status}
+    return {"error": delivery.error}
+
+
+def _what_failed(exc: ClientError | OSError) -> str:
+    """Say in a few words why there was no reply; an exception's own text may hold the URL's secrets."""
+    cause = exc.os_error if isinstance(exc, ClientConnectorError) else exc
+    if isinstance(cause, AddressDenied):
+        return str(cause)
+    if isinstance(exc, ClientConnectorDNSError):
+        return "the host name cannot be looked up"
+    if isinstance(exc, ClientConnectorCertificateError):
+        return "the receiver's TLS certificate is not valid"
+    if isinstance(exc, ClientSSLError):
+        return "no TLS connection could be made"
+    if isinstance(exc, ServerDisconnectedError | ConnectionResetError):
+        return "the connection ended before a reply"
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno)
+    return type(exc).__name__
 
 
 async def _beginning(reply: ClientResponse) -> bytes:

@@ -9,13 +9,23 @@ import socket
 import uuid
 
 import pytest
-from aiohttp import web
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientConnectorDNSError,
+    ClientConnectorSSLError,
+    InvalidURL,
+    ServerDisconnectedError,
+    web,
+)
 from aiohttp.abc import AbstractResolver
+from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.test_utils import TestServer
 from standardwebhooks.webhooks import Webhook
+from structlog.testing import capture_logs
 
 from openhqm import dispatcher
-from openhqm.callbacks import Callbacks, decode_callback, encode_callback
+from openhqm.addresses import AddressDenied
+from openhqm.callbacks import Callbacks, _what_failed, decode_callback, encode_callback
 from openhqm.errors import EnvelopeCorrupt, SettingsError
 from openhqm.settings import Settings
 from openhqm.stores.base import Answer, Finish, Lane, NewRecord, Options, State, Want
@@ -23,6 +33,7 @@ from openhqm.stores.memory import MemoryStore
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 ID = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057").bytes
+KEY = ConnectionKey("x", 443, True, True, None, None, None)
 HANDLE = "01890a5d-ac96-774b-bcce-b302099a8057.k1.mac"
 
 
@@ -201,7 +212,42 @@ async def test_unreachable_receiver_is_tried_again(store, unused_tcp_port):
     record = await deliver(store, settings(max_attempts=2))
 
     assert (record.state, record.attempts) == (State.FAILED, 2)
-    assert json.loads(record.history.splitlines()[0])["error"] == "ClientConnectorError"
+    assert json.loads(record.history.splitlines()[0])["error"] == "Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("reached", "why"), [(True, {"status": 500}), (False, {"error": "Connection refused"})]
+)
+async def test_what_failed_is_logged_without_the_url(store, receiver, unused_tcp_port, reached, why):
+    receiver.script = [500]
+    url = receiver.url if reached else f"http://127.0.0.1:{unused_tcp_port}/notify?token=1"
+    await finish_request(store, url)
+
+    with capture_logs() as logs:
+        await deliver(store, settings(max_attempts=2))
+
+    assert [log["event"] for log in logs] == ["callback.retried", "callback.dead_lettered"]
+    assert all(why.items() <= log.items() for log in logs)
+    assert "token" not in str(logs)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ClientConnectorDNSError(KEY, OSError(-2, "Name or service not known")),
+         "the host name cannot be looked up"),
+        (ClientConnectorDNSError(KEY, AddressDenied("x has no address that a callback may go to")),
+         "x has no address that a callback may go to"),
+        (ClientConnectorCertificateError(KEY, ValueError("expired")),
+         "the receiver's TLS certificate is not valid"),
+        (ClientConnectorSSLError(KEY, OSError("no")), "no TLS connection could be made"),
+        (ServerDisconnectedError(), "the connection ended before a reply"),
+        (ConnectionResetError(), "the connection ended before a reply"),
+        (InvalidURL("https://x/?token=hunter2"), "InvalidURL"),
+    ],
+)  # fmt: skip
+def test_what_failed_is_said_in_a_few_words(error, words):
+    assert _what_failed(error) == words
 
 
 async def test_receiver_that_never_replies_is_given_up_on_in_time(store):
