@@ -76,6 +76,8 @@ class AppSettings(Area):
     @field_validator("url")
     @classmethod
     def _plain_http(cls, value: str | None) -> str | None:
+        if value is not None and re.match(r"https?://[^/?#]*@", value):
+            raise ValueError("must be http://host:port; a user and password are not supported there")
         if value is not None and not re.fullmatch(r"http://(\[[0-9a-fA-F:]+\]|[^/:@?#\s]+)(:\d+)?/?", value):
             raise ValueError("must be http://host:port without a path; the app's own paths are kept")
         return value.rstrip("/") if value else value

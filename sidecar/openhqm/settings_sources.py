@@ -51,6 +51,8 @@ class Sources:
         message = problems[0]["msg"].removeprefix("Value error, ")
         if problems[0]["type"] == "extra_forbidden":
             message = "unknown setting" + _suggestion(self.model, path)
+        elif problems[0]["type"] == "tuple_type":
+            message = "must be a list"
         line = message if not key or message.startswith(f"{key}.") else f"{key}: {message}"
         variable = (_PREFIX + "__".join(path[:2])).upper()
         if self.environ.get(variable) and not _has(self.flags, path):

@@ -218,6 +218,8 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
          "egress.concurrency: Input should be greater than 0 (and 1 more)"),
         ({"app": {"url": "https://app/x"}},
          "app.url: must be http://host:port without a path; the app's own paths are kept"),
+        ({"app": {"url": "http://user:hunter2@app:80"}},
+         "app.url: must be http://host:port; a user and password are not supported there"),
         ({"handle": {"keys": ["short"]}}, "handle.keys: every key needs at least 16 characters"),
         ({"routes": [{"action": "queue", "match": {"regex": "("}}]},
          "routes.0.match.regex: not a regular expression: missing ), unterminated subpattern at position 0"),
@@ -276,7 +278,7 @@ def test_no_duration_exceeds_ten_years(name: str) -> None:
         ("OPENHQM_EGRESS__CONCURRENCY", "many",
          "egress.concurrency: Input should be a valid integer, unable to parse string as an integer, "
          "from OPENHQM_EGRESS__CONCURRENCY"),
-        ("OPENHQM_RETRY__STATUSES", "[429", "retry.statuses: Input should be a valid tuple, "
+        ("OPENHQM_RETRY__STATUSES", "[429", "retry.statuses: must be a list, "
          "from OPENHQM_RETRY__STATUSES"),
     ],
 )  # fmt: skip
@@ -292,6 +294,8 @@ def test_bad_variables_are_refused_by_name(name: str, value: str, line: str) -> 
     [
         ("- a list\n", "{path}: must be a mapping of areas"),
         ("egress: {foo: 1}\n", "egress.foo: unknown setting"),
+        ("routes: {action: queue}\n", "routes: must be a list"),
+        ("callback: {allowed_hosts: a.example}\n", "callback.allowed_hosts: must be a list"),
         ("queue: {name: '${NOT_SET}'}\n",
          "{path}: the environment variable NOT_SET is not set and has no default"),
     ],
