@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 import uuid
@@ -62,8 +63,10 @@ async def lease_seconds(store: Store) -> float:
 
 async def compare(store: Store, queued: int) -> dict[str, float]:
     await fill(store, SHALLOW)
+    os.sync()
     shallow = await accept_seconds(store), await lease_seconds(store)
     await fill(store, queued)
+    os.sync()  # the fill's gigabyte is not the price of the next commit
     deep = await accept_seconds(store), await lease_seconds(store)
     return {"accept": deep[0] / shallow[0], "lease": deep[1] / shallow[1]}
 

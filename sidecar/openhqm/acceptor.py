@@ -79,7 +79,7 @@ class Acceptor:
         self._waiters = waiters
         self._drain_rate = drain_rate
         self._lifecycle = lifecycle
-        self._commit = Coalescer(Punctual(store.accept, COMMIT_SECONDS))
+        self._commit = Coalescer(Punctual(store.accept, COMMIT_SECONDS), in_flight=2)
         self._links = settings.ingress.reserved_prefix + "/v1/requests/"
         self.new_id = IdMint()
         self.apply(settings, encode_callback)

@@ -22,31 +22,46 @@ class Coalescer(Generic[Item, Result]):
     Args:
         call: takes a batch, returns one result per item in order. An error fails the whole batch.
         limit: most items in one batch.
+        in_flight: batches under way at once. One makes the largest batches, but also a convoy: all
+            callers wait for the same reply, then all ask again at once; two keep both sides busy.
     """
 
     def __init__(
-        self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], limit: int = 512
+        self,
+        call: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        limit: int = 512,
+        in_flight: int = 1,
     ) -> None:
         self._call = call
         self._limit = limit
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
-        self._runner: asyncio.Task[None] | None = None
+        self._free = in_flight
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Only kept from being collected; `_free` says how many more may run."""
+        self._is_starting = False
 
     def __call__(self, item: Item) -> asyncio.Future[Result]:
         """Queue *item*. Cancelling the future gives up the result, never the commit."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future))
-        if self._runner is None:
-            self._runner = asyncio.create_task(self._run(), name="coalescer")
+        if self._free and not self._is_starting:
+            self._is_starting = True
+            self._free -= 1
+            task = loop.create_task(self._run(), name="coalescer")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return future
 
     async def _run(self) -> None:
+        self._is_starting = False
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
                 await self._send(batch)
         finally:
-            self._runner = None
+            # Here and not in a callback: whoever asks in the same tick must find it free.
+            self._free += 1
 
     async def _send(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:

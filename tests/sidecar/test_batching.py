@@ -48,6 +48,26 @@ async def test_what_is_asked_in_one_tick_or_during_a_batch_goes_out_together():
 
 
 @in_virtual_time
+async def test_two_batches_may_be_under_way_and_the_third_gathers():
+    store = Slow(1.0, 1.0, 1.0)
+    double = Coalescer(store, in_flight=2)
+    asked = []
+    for number in range(1, 6):
+        asked.append(double(number))
+        await asyncio.sleep(0.1)
+
+    assert await asyncio.gather(*asked) == [2, 4, 6, 8, 10]
+    assert store.batches == [[1], [2], [3, 4, 5]]
+
+
+@in_virtual_time
+async def test_whoever_asks_when_the_last_batch_has_just_ended_is_served():
+    double = Coalescer(Slow(), in_flight=2)
+
+    assert [await double(number) for number in range(1, 50)] == [2 * number for number in range(1, 50)]
+
+
+@in_virtual_time
 async def test_an_error_is_everybodys_in_the_batch_and_nobodys_after_it():
     double = Coalescer(Punctual(Slow(), 3.0))
 
