@@ -224,14 +224,24 @@ class Clients:
 
     async def _outcome(self, location: str, deadline: float) -> Outcome:
         while True:
-            status = await call(self.port, "GET", f"{location}?wait=5")
+            status = await self._read(f"{location}?wait=5", deadline)
             state = json.loads(status.body) if status.status == 200 else {"status": f"HTTP {status.status}"}
             if state["status"] in FINAL or status.status != 200 or time.monotonic() > deadline:
                 break
         if state["status"] != "done":
             return Outcome(state["status"], reason=state.get("reason", ""))
-        replies = [await call(self.port, "GET", f"{location}/response") for _ in range(3)]
+        replies = [await self._read(f"{location}/response", deadline) for _ in range(3)]
         return Outcome("done", tuple((reply.status, reply.body) for reply in replies))
+
+    async def _read(self, path: str, deadline: float) -> Reply:
+        """GET *path*, again while the server is away: whoever polls across a restart does that."""
+        while True:
+            try:
+                return await call(self.port, "GET", path)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
