@@ -234,14 +234,18 @@ class Clients:
         return Outcome("done", tuple((reply.status, reply.body) for reply in replies))
 
     async def _read(self, path: str, deadline: float) -> Reply:
-        """GET *path*, again while the server is away: whoever polls across a restart does that."""
+        """GET *path*, again while the server is away or says 503: so does whoever polls over a restart."""
         while True:
             try:
-                return await call(self.port, "GET", path)
+                reply = await call(self.port, "GET", path)
             except OSError:
                 if time.monotonic() > deadline:
                     raise
-                await asyncio.sleep(0.05)
+            else:
+                if reply.status != 503 or time.monotonic() > deadline:
+                    return reply
+                assert "retry-after" in reply.headers
+            await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
