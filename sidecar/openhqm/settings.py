@@ -502,6 +502,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Settings:
+        if self.broker.url is not None:
+            # Ignoring it would leave the backlog where its owner does not expect it.
+            raise ValueError("broker.url: this version has no brokers; the store carries the backlog")
         ports = [p for p in (self.ingress.port, self.health.port, self.admin.port) if p]
         if len(set(ports)) != len(ports):
             raise ValueError("ingress.port, health.port and admin.port must differ")
