@@ -38,15 +38,12 @@ def assert_nothing_lost_or_mixed(found: Verdict) -> None:
     assert found.unanswered_runs == [], found
 
 
-@pytest.mark.parametrize("step", STEPS_BEFORE_SENDING + STEPS_WHILE_SENT + STEPS_AFTER_STORING)
-async def test_sidecar_killed_at_each_step_of_a_replay(tmp_path: Path, step: str) -> None:
-    """At most the requests held at the kill end as outcome unknown (POST) or run again (PUT)."""
-    app, journal = journal_app(tmp_path)
+async def assert_safe_when_killed_at(step: str, folder: Path, store: str, **settings: object) -> None:
+    """Run a sidecar that is killed the 300th time it passes *step*, and judge what came of it all."""
+    app, journal = journal_app(folder)
     app.start()
     await app.listening()
-    process = sidecar(
-        tmp_path, app.port, stores(tmp_path), crash=(step, 300), egress__concurrency=CONCURRENCY
-    )
+    process = sidecar(folder, app.port, store, crash=(step, 300), egress__concurrency=CONCURRENCY, **settings)
     clients = Clients(process.port)
 
     try:
@@ -62,6 +59,12 @@ async def test_sidecar_killed_at_each_step_of_a_replay(tmp_path: Path, step: str
     assert found.repeated_unsafe == 0, found
     assert found.repeated_safe <= AT_RISK, found
     assert found.dead == found.unknown <= AT_RISK, found
+
+
+@pytest.mark.parametrize("step", STEPS_BEFORE_SENDING + STEPS_WHILE_SENT + STEPS_AFTER_STORING)
+async def test_sidecar_killed_at_each_step_of_a_replay(tmp_path: Path, step: str) -> None:
+    """At most the requests held at the kill end as outcome unknown (POST) or run again (PUT)."""
+    await assert_safe_when_killed_at(step, tmp_path, stores(tmp_path))
 
 
 async def test_sidecar_killed_again_and_again_under_load(tmp_path: Path) -> None:

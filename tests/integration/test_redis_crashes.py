@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 from tests.integration.harness import Clients, call, journal_app, sidecar, supervised, verdict
-from tests.integration.test_crashes import ACCEPTED, AT_RISK, CONCURRENCY, assert_nothing_lost_or_mixed
+from tests.integration.test_crashes import (
+    ACCEPTED,
+    AT_RISK,
+    CONCURRENCY,
+    assert_nothing_lost_or_mixed,
+    assert_safe_when_killed_at,
+)
 from tests.services import RedisServer
 
 pytestmark = [pytest.mark.crash, pytest.mark.external_service]
@@ -96,29 +102,5 @@ async def test_sidecar_killed_at_a_step_and_another_takes_over(
     tmp_path: Path, make_redis: MakeRedis, step: str
 ) -> None:
     redis = make_redis("everysec")
-    app, journal = journal_app(tmp_path)
-    app.start()
-    await app.listening()
-    process = sidecar(
-        tmp_path,
-        app.port,
-        redis.url,
-        crash=(step, 300),
-        egress__concurrency=CONCURRENCY,
-        egress__lease_seconds=LEASE_SECONDS,
-    )
-    clients = Clients(process.port)
 
-    try:
-        async with supervised(process, crash_free=lambda: process.arguments.__setitem__(-1, "null")) as exits:
-            await clients.send_until(ACCEPTED)
-            outcomes = await clients.outcomes()
-    finally:
-        app.kill()
-
-    found = verdict(clients, outcomes, journal)
-    assert exits == [-signal.SIGKILL]
-    assert_nothing_lost_or_mixed(found)
-    assert found.repeated_unsafe == 0, found
-    assert found.repeated_safe <= AT_RISK, found
-    assert found.dead == found.unknown <= AT_RISK, found
+    await assert_safe_when_killed_at(step, tmp_path, redis.url, egress__lease_seconds=LEASE_SECONDS)

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from openhqm.errors import SettingsError, StoreUnavailable
 from openhqm.settings import Settings
 from openhqm.settings_docs import mask_url
+from openhqm.storage import open_store
 from openhqm.stores import registry
-from openhqm.stores.base import Durability, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +30,13 @@ async def check_all(settings: Settings) -> list[Finding]:
 
 
 async def _store(settings: Settings) -> Finding:
-    url = settings.store.url.get_secret_value()
-    shown = mask_url(url)
-    blobs = settings.blobs.url.get_secret_value() if settings.blobs.url else None
+    shown = mask_url(settings.store.url.get_secret_value())
     try:
-        store = registry.create(url, Options(queue=settings.queue.name), blobs)
-        await store.open()
+        store = await open_store(settings)
     except (SettingsError, StoreUnavailable) as exc:
         return Finding("store", False, f"{shown}: {exc}")
     durability = store.abilities.durability
     await store.close()
-    required = Durability[settings.store.require_durability.upper()]
-    if durability < required:
-        detail = (
-            f"durability {durability.name.lower()}, but store.require_durability is {required.name.lower()}"
-        )
-        return Finding("store", False, f"{shown}: {detail}")
     return Finding("store", True, f"{shown}: durability {durability.name.lower()}")
 
 
