@@ -27,11 +27,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
 
 from openhqm.errors import SettingsError
 from openhqm.settings_sources import Sources
@@ -459,18 +454,10 @@ class LogSettings(Area):
     )
 
 
-class Settings(BaseSettings):
+class Settings(Area):
     """All settings of one process. Built from keyword arguments alone; `load` adds the sources."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        validate_default=True,
-        hide_input_in_errors=True,
-        env_prefix="OPENHQM_",
-        env_nested_delimiter="__",
-        env_ignore_empty=True,
-    )
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     mode: Literal["combined", "ingress", "egress"] = Field(
         "combined",
@@ -537,18 +524,6 @@ class Settings(BaseSettings):
         if self.ingress.submit_api is None:
             return self.app.url is None
         return self.ingress.submit_api
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing is read behind a caller's back: `Settings()` is the defaults, everywhere."""
-        return (init_settings,)
 
 
 def load(

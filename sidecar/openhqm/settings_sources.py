@@ -1,7 +1,8 @@
 """Where settings come from: flags, the environment, a YAML file; and what is said when they do not fit.
 
-`settings.py` gives its model and calls this; nothing here knows a setting by name. The environment is
-read by pydantic-settings, the file by `settings_file.py`.
+`settings.py` gives its model and calls this; nothing here knows a setting by name. The file is read by
+`settings_file.py`. The environment is read here: pydantic-settings, which could, costs every sidecar 1 MiB and
+60 ms of its start.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from openhqm.errors import SettingsError
 
@@ -25,7 +25,7 @@ _PREFIX = "OPENHQM_"
 class Sources:
     """All sources of one load, strongest first: *flags*, *environ*, *config*."""
 
-    model: type[BaseSettings]
+    model: type[BaseModel]
     config: Path | None
     flags: Mapping[str, Any]
     environ: Mapping[str, str]
@@ -38,7 +38,7 @@ class Sources:
         """
         _check_variables(self.model, self.environ)
         below = _read_file(self.config, self.environ) if self.config else {}
-        return _merge(_merge(below, _Environment(self.model, self.environ)()), self.flags)
+        return _merge(_merge(below, _read_environment(self.model, self.environ)), self.flags)
 
     def describe(self, error: ValidationError) -> str:
         """One line: the key, what is wrong, and the variable if the environment is to blame.
@@ -75,22 +75,23 @@ def _has(flags: Mapping[str, Any], path: list[str]) -> bool:
     return area is not None and (len(path) == 1 or (isinstance(area, dict) and path[1] in area))
 
 
-def _area(model: type[BaseSettings], name: str) -> type[BaseModel] | None:
+def _area(model: type[BaseModel], name: str) -> type[BaseModel] | None:
     """The model of one area; None for a plain setting or an unknown name."""
     field = model.model_fields.get(name)
-    annotation = field.annotation if field else None
+    return _model_of(field) if field else None
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+    annotation = field.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def _suggestion(model: type[BaseSettings], path: list[str]) -> str:
+def _suggestion(model: type[BaseModel], path: list[str]) -> str:
     """ ", did you mean ...?" when a setting of the same area is spelled much like it."""
     area = model if len(path) == 1 else _area(model, path[0])
     known = list(area.model_fields) if area and len(path) <= 2 else []
     close = difflib.get_close_matches(path[-1], known, n=1)
     return f", did you mean {'.'.join([*path[:-1], close[0]])}?" if close else ""
-
-
-# --- the environment --------------------------------------------------------------------------------
 
 
 def _read_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -99,25 +100,41 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     return read_file(path, environ)
 
 
-class _Environment(EnvSettingsSource):
+# --- the environment --------------------------------------------------------------------------------
+
+
+def _read_environment(model: type[BaseModel], environ: Mapping[str, str]) -> dict[str, Any]:
     """`OPENHQM_EGRESS__LEASE_SECONDS=10` -> {"egress": {"lease_seconds": "10"}}.
 
-    Empty variables count as not set. Lists are JSON, YAML, or words between commas.
+    Names in any case; empty variables count as not set. A variable of a single setting wins over one
+    that gives a whole area as JSON, whose name sorts first.
     """
+    found: dict[str, Any] = {}
+    for variable in sorted(environ, key=str.lower):
+        name, separator, setting = variable.lower().removeprefix(_PREFIX.lower()).partition("__")
+        field, value = model.model_fields.get(name), environ[variable]
+        if field is None or not value or not variable.upper().startswith(_PREFIX):
+            continue
+        area = _area(model, name)
+        if not separator:
+            found[name] = _decode(value, field)
+        elif area is not None and isinstance(found.setdefault(name, {}), dict):
+            found[name][setting] = _decode(value, area.model_fields.get(setting))
+    return found
 
-    def __init__(self, model: type[BaseSettings], environ: Mapping[str, str]) -> None:
-        super().__init__(model)
-        self.env_vars = {name.lower(): value for name, value in environ.items() if value}
 
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        if not value.lstrip().startswith(("[", "{")):
-            return [word.strip() for word in value.split(",")]
-        from openhqm.settings_file import read_list
+def _decode(value: str, field: FieldInfo | None) -> Any:
+    """Read the lists and mappings: JSON, YAML, or words between commas. All else is the model's to read."""
+    if field is None or not (get_origin(field.annotation) is tuple or _model_of(field)):
+        return value
+    if not value.lstrip().startswith(("[", "{")):
+        return [word.strip() for word in value.split(",")]
+    from openhqm.settings_file import read_list
 
-        return read_list(value)
+    return read_list(value)
 
 
-def _check_variables(model: type[BaseSettings], environ: Mapping[str, str]) -> None:
+def _check_variables(model: type[BaseModel], environ: Mapping[str, str]) -> None:
     """Refuse a variable that is meant for us and would have no effect.
 
     Names without a double underscore belong to others (`OPENHQM_PORT` is Kubernetes telling of a
@@ -136,7 +153,7 @@ def _check_variables(model: type[BaseSettings], environ: Mapping[str, str]) -> N
             raise SettingsError(f"{name}: two underscores follow the area: {meant}")
 
 
-def _variables(model: type[BaseSettings]) -> list[str]:
+def _variables(model: type[BaseModel]) -> list[str]:
     """The variable of every setting inside an area."""
     return [
         f"{_PREFIX}{name}__{setting}".upper()

@@ -150,6 +150,14 @@ def test_environment_is_read(name: str, value: str, key: str, expected: object) 
     assert values(load(environ={name: value}))[key] == expected
 
 
+def test_a_variable_of_one_setting_wins_over_one_for_its_area() -> None:
+    environ = {"OPENHQM_EGRESS__CONCURRENCY": "4", "openhqm_egress": '{"concurrency": 3, "lease_seconds": 9}'}
+
+    egress = load(environ=environ).egress
+
+    assert (egress.concurrency, egress.lease_seconds) == (4, 9.0)
+
+
 def test_routes_come_from_the_environment_as_json() -> None:
     routes = load(environ={"OPENHQM_ROUTES": '[{"match": {"prefix": "/hooks"}, "action": "queue"}]'}).routes
 
@@ -273,6 +281,10 @@ def test_no_duration_exceeds_ten_years(name: str) -> None:
         ("OPENHQM_EGRESS__FOO", "1", "egress.foo: unknown setting, from OPENHQM_EGRESS__FOO"),
         ("OPENHQM_FOO__BAR", "1", "foo.bar: unknown setting, from OPENHQM_FOO__BAR"),
         ("OPENHQM_MODE__X", "1", "mode.x: unknown setting, from OPENHQM_MODE__X"),
+        ("OPENHQM_INGRESS__PORT__X", "1", "ingress.port__x: unknown setting, did you mean ingress.port?, "
+         "from OPENHQM_INGRESS__PORT__X"),
+        ("OPENHQM_EGRESS", "4", "egress: Input should be a valid dictionary or instance of EgressSettings, "
+         "from OPENHQM_EGRESS"),
         ("OPENHQM_EGRESS_CONCURRENCY", "1",
          "OPENHQM_EGRESS_CONCURRENCY: two underscores follow the area: OPENHQM_EGRESS__CONCURRENCY"),
         ("OPENHQM_EGRESS__CONCURRENCY", "many",
