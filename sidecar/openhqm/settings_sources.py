@@ -1,13 +1,12 @@
 """Where settings come from: flags, the environment, a YAML file; and what is said when they do not fit.
 
 `settings.py` gives its model and calls this; nothing here knows a setting by name. The file is read by
-`settings_file.py`. The environment is read here: pydantic-settings, which could, costs every sidecar 1 MiB and
-60 ms of its start.
+`settings_file.py`. The environment is read here: pydantic-settings, which could, costs every sidecar 1 MiB
+and 60 ms of its start.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +87,8 @@ def _model_of(field: FieldInfo) -> type[BaseModel] | None:
 
 def _suggestion(model: type[BaseModel], path: list[str]) -> str:
     """ ", did you mean ...?" when a setting of the same area is spelled much like it."""
+    import difflib  # 150 KiB, for a mistake
+
     area = model if len(path) == 1 else _area(model, path[0])
     known = list(area.model_fields) if area and len(path) <= 2 else []
     close = difflib.get_close_matches(path[-1], known, n=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
@@ -19,8 +20,9 @@ from tests.sidecar.intercepted import intercepting, replaying
 from typer.testing import CliRunner, Result
 
 from openhqm.admin import build_admin_app
-from openhqm.cli import app, process
+from openhqm.cli import serving
 from openhqm.cli.client import CallFailed, call
+from openhqm.cli.commands import app
 from openhqm.cli.show import duration, escape
 from openhqm.cli.top import render, spark
 from openhqm.envelope import Envelope
@@ -378,8 +380,36 @@ async def test_check_tells_what_works_and_what_does_not(monkeypatch: pytest.Monk
     assert "unknown scheme 'odd'" in json.loads(bad.stdout)[1]["detail"]
 
 
+PLAIN = [
+    [],
+    ["--app", "http://127.0.0.1:8080", "--store=memory:", "--broker", "kafka://a=b"],
+    ["--port", "80", "-p", "81", "--health-port=0", "--admin-port", "+82"],
+    ["--config", "a.yaml", "--mode", "ingress"],
+    ["-c", "b.yaml", "--mode=egress"],
+]
+NOT_PLAIN = [
+    *(["--help"], ["-h"], ["word"], ["--nope", "1"], ["--", "--app"]),
+    *(["--port"], ["--port="], ["--port", "many"], ["-p80"], ["--port", "-1"], ["--mode", "both"]),
+]
+
+
+@pytest.mark.parametrize("words", PLAIN)
+def test_plain_flags_of_serve_mean_what_typer_reads(words: list[str]) -> None:
+    """Two readers of one table; the process that serves is spared typer."""
+    command = typer.main.get_command(app).commands["serve"]
+
+    by_typer = command.make_context("serve", [*words]).params
+
+    assert {name: value for name, value in by_typer.items() if value is not None} == serving.read_plain(words)
+
+
+@pytest.mark.parametrize("words", NOT_PLAIN)
+def test_all_else_is_left_to_typer(words: list[str]) -> None:
+    assert serving.read_plain(words) is None
+
+
 def test_flags_become_nested_settings() -> None:
-    assert process._flags({"app.url": "http://a", "mode": "egress", "store.url": None, "app.x": 1}) == {
+    assert serving.nested({"app.url": "http://a", "mode": "egress", "store.url": None, "app.x": 1}) == {
         "app": {"url": "http://a", "x": 1},
         "mode": "egress",
     }

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from openhqm.errors import OpenHQMError
+
 TIMEOUT_SECONDS = 30.0
 
 
-class CallFailed(Exception):
+class CallFailed(OpenHQMError):
     """A call brought no usable answer; the message is for the person at the terminal."""
 
 

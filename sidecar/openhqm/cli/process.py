@@ -1,13 +1,10 @@
-"""Commands that need no running process: serve, demo, check, settings, backends."""
+"""Commands that need no running process: demo, check, settings, backends."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,20 +12,11 @@ import typer
 
 from openhqm.cli.client import Admin
 from openhqm.cli.options import AdminUrl, AsJson
+from openhqm.cli.serving import APP, CONFIG, STORE, nested
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file, YAML.")]
-App = Annotated[str | None, typer.Option("--app", help="The app to protect: http://127.0.0.1:8080.")]
-StoreUrl = Annotated[
-    str | None, typer.Option("--store", help="memory:, sqlite:///PATH, redis://HOST. Default SQLite.")
-]
-
-
-class Mode(enum.StrEnum):
-    """What a process does; see `settings.Settings.mode`."""
-
-    COMBINED = "combined"
-    INGRESS = "ingress"
-    EGRESS = "egress"
+Config = Annotated[Path | None, typer.Option(*CONFIG.names, help=CONFIG.help)]
+App = Annotated[str | None, typer.Option(*APP.names, help=APP.help)]
+StoreUrl = Annotated[str | None, typer.Option(*STORE.names, help=STORE.help)]
 
 
 class Format(enum.StrEnum):
@@ -38,55 +26,6 @@ class Format(enum.StrEnum):
     MARKDOWN = "markdown"
     SCHEMA = "schema"
     ENV = "env"
-
-
-def serve(
-    app: App = None,
-    store: StoreUrl = None,
-    broker: Annotated[str | None, typer.Option("--broker", help="Broker that carries the backlog.")] = None,
-    port: Annotated[int | None, typer.Option("--port", "-p", help="Intercept port, default 8000.")] = None,
-    health_port: Annotated[int | None, typer.Option(help="Probes and metrics, default 16020.")] = None,
-    admin_port: Annotated[int | None, typer.Option(help="Operator's port, default 16000.")] = None,
-    config: Config = None,
-    mode: Annotated[Mode | None, typer.Option("--mode", help="Default combined.")] = None,
-) -> None:
-    """Queue requests in front of an app and replay them at its pace.
-
-    Every setting can also come from the environment (OPENHQM_EGRESS__CONCURRENCY=4) or the
-    settings file; flags win. `openhqm settings --format markdown` lists them all.
-    """
-    from openhqm.settings import load
-
-    given = {
-        "app.url": app,
-        "store.url": store,
-        "broker.url": broker,
-        "ingress.port": port,
-        "health.port": health_port,
-        "admin.port": admin_port,
-        "mode": mode.value if mode else None,
-    }
-    reread = partial(load, config=config, flags=_flags(given))
-    settings = reread()
-
-    with _without("rich"):
-        from openhqm.main import run
-
-    raise typer.Exit(run(settings, config=config, reread=reread))
-
-
-@contextmanager
-def _without(library: str) -> Iterator[None]:
-    """Import as if *library* were not installed: structlog loads rich for tracebacks that we do not
-    print, 3 MiB and 50 ms of every sidecar."""
-    absent = library not in sys.modules
-    if absent:
-        sys.modules[library] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if absent:
-            del sys.modules[library]
 
 
 def demo(
@@ -131,7 +70,7 @@ def check(app: App = None, store: StoreUrl = None, config: Config = None, json: 
     from openhqm.cli.checks import check_all
     from openhqm.settings import load
 
-    loaded = load(config=config, flags=_flags({"app.url": app, "store.url": store}))
+    loaded = load(config=config, flags=nested({"app.url": app, "store.url": store}))
     findings = asyncio.run(check_all(loaded))
     if json:
         show.as_json([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in findings])
@@ -152,20 +91,6 @@ def backends(json: AsJson = False) -> None:
     else:
         rows = [(b.url, "installed" if b.installed else show.escape(b.install), b.summary) for b in found]
         show.table(("url", "", ""), rows, "")
-
-
-def _flags(given: dict[str, Any]) -> dict[str, Any]:
-    """{"app.url": "x", "mode": None} -> {"app": {"url": "x"}}: what was not given is left out."""
-    flags: dict[str, Any] = {}
-    for key, value in given.items():
-        area, _, name = key.partition(".")
-        if value is None:
-            continue
-        if name:
-            flags.setdefault(area, {})[name] = value
-        else:
-            flags[area] = value
-    return flags
 
 
 def _yaml(data: dict[str, Any]) -> str:
