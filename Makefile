@@ -7,9 +7,10 @@ PYTHON  ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11;
 ARGS    ?=
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUFF_IN := sidecar operator tests benchmarks
+FAST    := --ignore=tests/integration --ignore=tests/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format bench settings-docs lock clean
+.PHONY: help demo test test-fast test-cluster check format bench settings-docs crd lock clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -18,11 +19,16 @@ demo: $(VENV)/.installed ## see it work; ARGS=--once checks itself and leaves
 	@$(BIN)/openhqm demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## all tests, fast ones first; ARGS="-k name" picks some
-	$(BIN)/python -m pytest --ignore=tests/integration $(ARGS)
+	$(BIN)/python -m pytest $(FAST) $(ARGS)
 	$(BIN)/python -m pytest tests/integration $(ARGS)
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## the tests that start no long-running processes
-	$(BIN)/python -m pytest --ignore=tests/integration $(ARGS)
+	$(BIN)/python -m pytest $(FAST) $(ARGS)
+
+test-cluster: $(VENV)/.installed-dev ## the tests on real clusters; needs Go the first time, and ten minutes
+	$(BIN)/python -m tests.cluster.toolbox
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, types, import contracts, duplicates
 	$(BIN)/ruff check $(RUFF_IN)
@@ -42,11 +48,15 @@ settings-docs: $(VENV)/.installed ## print docs/settings.md anew
 	$(BIN)/openhqm settings --format markdown > docs/settings.md.new
 	mv docs/settings.md.new docs/settings.md
 
+crd: $(VENV)/.installed-dev ## write crds/asyncproxies.yaml anew
+	$(BIN)/python -m openhqm_operator.crd > crds/asyncproxies.yaml.new
+	mv crds/asyncproxies.yaml.new crds/asyncproxies.yaml
+
 lock: ## pin what a fresh resolution gives today, in constraints.txt
 	rm -rf build/lock && mkdir -p build
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip --quiet install --upgrade pip
-	build/lock/bin/python -m pip --quiet install --group test --group lint -e '.[redis,s3]'
+	build/lock/bin/python -m pip --quiet install --group test --group lint -e '.[redis,s3,operator]'
 	{ sed -n '/^#/p' constraints.txt; build/lock/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	rm -rf build/lock
@@ -68,5 +78,5 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing OpenHQM and its tools into $(VENV) ..."
-	@$(PIP) install --constraint constraints.txt --group test --group lint -e '.[redis,s3]'
+	@$(PIP) install --constraint constraints.txt --group test --group lint -e '.[redis,s3,operator]'
 	@touch $@ $(VENV)/.installed

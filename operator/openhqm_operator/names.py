@@ -1,0 +1,84 @@
+"""Names that others see: labels, annotations, field managers, ports, objects of ours. One place for all."""
+
+from __future__ import annotations
+
+import hashlib
+
+GROUP = "openhqm.io"
+
+# --- on the user's workload ---------------------------------------------------------------------------
+
+PROXY_LABEL = f"{GROUP}/proxy"
+"""On the Pod template: names the AsyncProxy (`label_value`). The webhook selects Pods by it. On objects of
+ours: the AsyncProxy they belong to."""
+
+HASH_ANNOTATION = f"{GROUP}/config-hash"
+"""On the Pod template: names the configuration new Pods must get; changing it rolls the workload."""
+
+ENABLED_ANNOTATION = f"{GROUP}/enabled"
+FORCE_EJECT_ANNOTATION = f"{GROUP}/force-eject"
+
+# --- on Pods ------------------------------------------------------------------------------------------
+
+INJECTED_ANNOTATION = f"{GROUP}/injected"
+"""On a Pod, by the injector: JSON with the version, the configuration's hash and the interception."""
+
+INJECT_LABEL = f"{GROUP}/admission"
+"""`disabled` on a Pod or namespace keeps the webhook away."""
+
+# --- on objects of ours, or that we changed -------------------------------------------------------------
+
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "openhqm"
+COMPONENT_LABEL = "app.kubernetes.io/component"
+OWNER_ANNOTATION = f"{GROUP}/made-from"
+"""On an AsyncProxy that the operator made from a workload's annotations: that workload's UID."""
+
+ORIGINAL_PORTS_ANNOTATION = f"{GROUP}/original-ports"
+"""On a Service whose targetPorts were switched: what they were, as JSON."""
+
+FINALIZER = f"{GROUP}/finalizer"
+
+# --- who writes -----------------------------------------------------------------------------------------
+
+OPERATOR_MANAGER = "openhqm-operator"
+AUTOSCALER_MANAGER = "openhqm-autoscaler"
+
+# --- in a Pod -------------------------------------------------------------------------------------------
+
+SIDECAR_CONTAINER = "openhqm"
+REDIRECT_CONTAINER = "openhqm-redirect"
+SETTINGS_VOLUME = "openhqm-settings"
+DATA_VOLUME = "openhqm-data"
+NO_TOKEN_VOLUME = "openhqm-no-token"  # noqa: S105 - the name of an empty volume
+SETTINGS_FOLDER = "/etc/openhqm"
+SETTINGS_FILE = "settings.yaml"
+
+INTERCEPT_PORT = 16080
+HEALTH_PORT = 16020
+ADMIN_PORT = 16000
+INTERCEPT_PORT_NAME = "openhqm"
+HEALTH_PORT_NAME = "openhqm-health"
+
+SIDECAR_UID = 15080
+"""Nobody else's: Istio uses 1337, Linkerd 2102."""
+
+_LABEL_LIMIT = 63
+
+
+def label_value(name: str) -> str:
+    """Return *name* as a label value: itself if it is short enough, otherwise its start and a hash."""
+    return _bounded(name, _LABEL_LIMIT)
+
+
+def child_name(proxy: str, suffix: str, limit: int = _LABEL_LIMIT) -> str:
+    """Name of an object of ours for *proxy*: `<proxy>-openhqm-<suffix>`, never longer than *limit*."""
+    tail = f"-openhqm-{suffix}"
+    return _bounded(proxy, limit - len(tail)) + tail
+
+
+def _bounded(name: str, limit: int) -> str:
+    if len(name) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: limit - 9].rstrip('-.')}-{digest}"
