@@ -1,6 +1,6 @@
 -- Cancel ARGV[2]: at once when it waits, by asking its runner when it runs. Reply: 1 when held.
 
-local r = load_one(ARGV[2])
+local r = record(ARGV[2])
 if not r then return 0 end
 if waiting(r) then
   step_out(r)

@@ -13,7 +13,9 @@
 --   line:<key>   ids of unfinished records of an ordering key, by seq; only its head may run
 --   counts       hash: seq, bytes, and per lane the figures of `Counts`
 --   taken:<caller>  serial of a process's last lease call that took records, and what it took
---   timers       every record, by the time sweep has to look at it: deadline, end of lease, expiry
+--   leases       running records by the end of their lease: as few as are in flight, whatever waits
+--   deadlines    unfinished records that have one, by it
+--   expiries     final records by the time they are to be deleted
 --   <lane>:ready by priority and seq   <lane>:delayed by ready_at
 --   <lane>:all   by seq                <lane>:failed  by seq
 --
@@ -26,7 +28,6 @@ local band, bor, bnot = bit.band, bit.bor, bit.bnot
 local MAX_BACKLOG, MAX_BYTES, RESERVE, ANSWER_TTL, DEAD_TTL, BLOBS_ELSEWHERE = unpack_('>dddddB', ARGV[1])
 local TIME = call('TIME')
 local NOW = tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000
-local NEVER = 1e18
 
 local QUEUED, RUNNING, RETRYING, DONE, FAILED, CANCELLED, EXPIRED = 0, 1, 2, 3, 4, 5, 6
 local STATES = {[0] = 'queued', 'running', 'retrying', 'done', 'failed', 'cancelled', 'expired'}
@@ -50,6 +51,7 @@ local KEYED, BLOCKED, SCOPED = 256, 512, 1024
 -- final record; then the id of the replay of a REPLAYED one.
 local HEAD = '>BI2I4I4I4ddddd'
 local HEAD_SIZE = 55
+local HEAD_DEADLINE, HEAD_LANE = HEAD .. 'd', HEAD .. 'dB'
 local PLACE = 'dBdd'
 local TERMS, TERMS_AT = '>BBI4d', 26
 local STRINGS, STRINGS_AT = '>I2c0Bc0Bc0Bc0', 40
@@ -57,7 +59,7 @@ local STRINGS, STRINGS_AT = '>I2c0Bc0Bc0Bc0', 40
 -- Priority decides before seq: a level is wider than any seq.
 local LEVEL = 2 ^ 48
 
-local records = {}
+local metas, records = {}, {} -- as read, and as tables for those that were looked into
 local dirty = {}
 local values, removed, changes, garbage = {}, {}, {}, {}
 local deltas, bytes_delta = {[0] = {}, {}}, 0
@@ -122,6 +124,11 @@ local function change(r)
   end
 end
 
+-- What notify() tells of a record without a reason, after its id: lane, state, no reason.
+local function tale(lane, state)
+  return string.char(lane, state, 0)
+end
+
 local function notify(r, reason)
   changes[#changes + 1] = pack('>c16BBBc0', r.id, r.lane, r.state, #reason, reason)
 end
@@ -133,7 +140,7 @@ end
 
 local function decode(id, meta)
   local state, flags, epoch, attempts, claims, started_at, finished_at, expires_at, held, ready_at,
-    deadline, lane = unpack_(HEAD .. 'dB', meta)
+    deadline, lane = unpack_(HEAD_LANE, meta)
   return {
     id = id, state = state, flags = flags, epoch = epoch, attempts = attempts, claims = claims,
     started_at = started_at, finished_at = finished_at, expires_at = expires_at, held = held,
@@ -167,26 +174,31 @@ local function rank(r)
   return (9 - terms(r)) * LEVEL + seq
 end
 
--- Read records into `records`; those not held stay nil.
+-- Read the metas of many records at once; those not held are false.
 local function load(ids)
   local missing, keys = {}, {}
   for i = 1, #ids do
-    if not records[ids[i]] then
+    if metas[ids[i]] == nil then
       missing[#missing + 1] = ids[i]
       keys[#keys + 1] = P .. 'm:' .. ids[i]
     end
   end
   if #keys > 0 then
-    local metas = call('MGET', unpack(keys))
-    for i = 1, #missing do
-      if metas[i] then records[missing[i]] = decode(missing[i], metas[i]) end
-    end
+    local found = call('MGET', unpack(keys))
+    for i = 1, #missing do metas[missing[i]] = found[i] end
   end
 end
 
-local function load_one(id)
-  load({id})
-  return records[id]
+-- A record as a table, nil when it is not held.
+local function record(id)
+  local r = records[id]
+  if not r then
+    if metas[id] == nil then load({id}) end
+    if not metas[id] then return nil end
+    r = decode(id, metas[id])
+    records[id] = r
+  end
+  return r
 end
 
 -- Write everything; tell other processes. Returns the changes as they were published.

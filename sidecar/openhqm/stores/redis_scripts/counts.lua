@@ -13,7 +13,7 @@ end
 load(heads)
 local oldest
 for i = 1, #heads do
-  local r = records[heads[i]]
+  local r = record(heads[i])
   if r and (not oldest or r.ready_at < oldest) then oldest = r.ready_at end
 end
 return {

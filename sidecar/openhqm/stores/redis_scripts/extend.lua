@@ -6,9 +6,9 @@ local ids, epochs, replies = {}, {}, {}
 for i = 3, #ARGV do ids[i - 2], epochs[i - 2] = unpack_('>c16I4', ARGV[i]) end
 load(ids)
 for i = 1, #ids do
-  local r = records[ids[i]]
+  local r = record(ids[i])
   if r and r.state == RUNNING and r.epoch == epochs[i] then
-    zadd('timers', ends, r.id)
+    zadd('leases', ends, r.id)
     replies[i] = has(r, CANCEL_REQUESTED) and 2 or 1
   else
     count(r and r.lane or REQUESTS, 'stale', 1)

@@ -26,7 +26,7 @@ end
 
 -- Put a record where lease finds it when its turn and its time have come.
 local function queue(id, lane, is_blocked, ready_at, deadline, score)
-  zadd('timers', deadline > 0 and deadline or NEVER, id)
+  if deadline > 0 then zadd('deadlines', deadline, id) end
   if is_blocked then return end
   if ready_at > NOW then zadd(DELAYED[lane], ready_at, id) else zadd(READY[lane], score, id) end
   wake = bor(wake, 2 ^ lane)
@@ -52,7 +52,7 @@ local function leave_line(r)
     return
   end
   local head = call('ZRANGE', line, 0, 0)[1]
-  local next_ = head and load_one(head)
+  local next_ = head and record(head)
   if next_ and has(next_, BLOCKED) then
     clear(next_, BLOCKED)
     count(next_.lane, 'blocked', -1)
@@ -111,6 +111,7 @@ local function send_callback(r)
 end
 
 local function move(r, state)
+  if r.state == RUNNING then zrem('leases', r.id) end
   count(r.lane, STATES[r.state], -1)
   count(r.lane, STATES[state], 1)
   r.state = state
@@ -153,7 +154,8 @@ local function finish(r, state, reason, answer_bytes)
     free_scope(r)
     clear(r, SCOPED)
   end
-  zadd('timers', r.expires_at, r.id)
+  if r.deadline > 0 then zrem('deadlines', r.id) end
+  zadd('expiries', r.expires_at, r.id)
   notify(r, reason)
 end
 
@@ -179,6 +181,6 @@ local function delete(r)
   hold(r, 0)
   remove('m:' .. r.id)
   zrem(ALL[r.lane], r.id)
-  zrem('timers', r.id)
+  zrem('expiries', r.id)
   r.deleted = true
 end

@@ -9,7 +9,7 @@ load(ids)
 
 local reply = {'', #ids == scan and 1 or 0}
 for i = 1, #ids do
-  local r = records[ids[i]]
+  local r = record(ids[i])
   if r then
     local _, _, seq = place(r)
     after = seq

@@ -5,7 +5,7 @@ local ids, replies = {}, {}
 for i = 3, #ARGV do ids[i - 2] = ARGV[i] end
 load(ids)
 for i = 1, #ids do
-  local r = records[ids[i]]
+  local r = record(ids[i])
   replies[i] = r and describe(r, tonumber(ARGV[2])) or false
 end
 return replies

@@ -9,7 +9,7 @@ end
 
 local made = {}
 local function replay(old_id, new_id, max_age)
-  local old, new = load_one(old_id), load_one(new_id)
+  local old, new = record(old_id), record(new_id)
   if made[new_id] then return made[new_id] == old_id and 1 or 0 end
   if new then
     local _, _, _, replay_of = strings(new)
