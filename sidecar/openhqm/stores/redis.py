@@ -71,10 +71,10 @@ _COUNTED = (
 )  # fmt: skip
 
 
-def _load_script(name: str, library: str = "", flags: str = "") -> Script:
+def _load_script(name: str, libraries: Sequence[str] = ("common",), flags: str = "") -> Script:
     """The script *name* behind what it is built on, with the server's flags in its first line."""
     folder = resources.files("openhqm.stores") / "redis_scripts"
-    names = ("common", library, name) if library else ("common", name)
+    names = ("prelude", *libraries, name)
     parts = [(folder / f"{part}.lua").read_bytes() for part in names]
     return Script.of(b"#!lua flags=%b\n" % flags.encode() + b"\n".join(parts))
 
@@ -109,13 +109,14 @@ class RedisStore:
         self._link = Link(self._target, self._prefix)
         self._notices = Notices(self._link, self._prefix + b"changes")
         self._scripts = {
-            name: _load_script(name, library, flags)
-            for library, flags, names in (
-                ("life", "", ("accept", "replay")),
-                ("life", "allow-oom", ("lease", "settle", "cancel", "purge", "sweep")),
-                ("", "allow-oom", ("extend", "pause")),
-                ("reading", "no-writes", ("read", "list")),
-                ("", "no-writes", ("counts",)),
+            name: _load_script(name, libraries, flags)
+            for libraries, flags, names in (
+                ((), "", ("accept_plain",)),
+                (("common", "life"), "", ("accept", "replay")),
+                (("common", "life"), "allow-oom", ("lease", "settle", "cancel", "purge", "sweep")),
+                (("common",), "allow-oom", ("extend", "pause")),
+                (("common", "reading"), "no-writes", ("read", "list")),
+                (("common",), "no-writes", ("counts",)),
             )
             for name in names
         }
@@ -189,12 +190,25 @@ class RedisStore:
         results: list[Accepted | Existing | Refused] = []
         argv = self._argv_when_full if self._is_memory_full else self._argv
         for batch in _batches(new, _request_bytes):
-            args: list[Argument] = [argv]
-            for record in batch:
-                args += records.pack_new(record, self._options.answer_reserve_bytes)
-            replies = await self._run("accept", args)
-            results += [_admission(record, reply) for record, reply in zip(batch, replies, strict=True)]
+            if await self._accept_plainly(argv, batch):
+                results += [Accepted(record.id) for record in batch]
+            else:
+                results += await self._accept_each(argv, batch)
         return results
+
+    async def _accept_plainly(self, argv: bytes, batch: Sequence[NewRecord]) -> bool:
+        """Commit a batch of ordinary records at once; False when they have to be looked at one by one."""
+        plain = records.pack_plain(batch, self._options.answer_reserve_bytes)
+        return plain is not None and await self._run("accept_plain", (argv, *plain)) == 1
+
+    async def _accept_each(
+        self, argv: bytes, batch: Sequence[NewRecord]
+    ) -> Sequence[Accepted | Existing | Refused]:
+        args: list[Argument] = [argv]
+        for record in batch:
+            args += records.pack_new(record, self._options.answer_reserve_bytes)
+        replies = await self._run("accept", args)
+        return [_admission(record, reply) for record, reply in zip(batch, replies, strict=True)]
 
     async def lease(
         self, limit: int, *, lease_seconds: float, wait_seconds: float, lane: Lane = Lane.REQUESTS

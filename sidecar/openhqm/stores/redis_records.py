@@ -48,9 +48,11 @@ _FINISH, _RETRY, _RELEASE = 0, 1, 2
 _NO_STRINGS_BYTES = 5
 """Length of key, scope, parent and replay_of when a record has none of them."""
 
-# HEAD, PLACE and TERMS of common.lua; a record is born with the head less its ready_at.
-_META = struct.Struct(">BHIIIddddddBddBBId")
-_BIRTH = struct.Struct(">BHIIIdddd")
+# PLACE, LIFE and TERMS of common.lua; a record comes with its LIFE and TERMS.
+_META = struct.Struct(">ddBddBHIIIddddBBId")
+_LIFE = struct.Struct(">BHIIIdddd")
+_PLAIN = struct.Struct(f">BHIIIddddBBId{_NO_STRINGS_BYTES}x")
+_PLAIN_BATCH = struct.Struct(">dBd")
 _TERMS = struct.Struct(">BBId")
 _ACCEPT = struct.Struct(">16sHddddBd")
 _SETTLE = struct.Struct(">16sIBBBBdd")
@@ -107,11 +109,48 @@ def pack_new(record: NewRecord, reserve_bytes: int) -> tuple[bytes, bytes, bytes
         record.priority,
         size,
     )
-    birth = _BIRTH.pack(0, flags | _REQUEST, 0, 0, 0, 0.0, 0.0, 0.0, size + reserve_bytes)
+    life = _LIFE.pack(0, flags | _REQUEST, 0, 0, 0, 0.0, 0.0, 0.0, size + reserve_bytes)
     repeat = 0 if record.on_lost is OnLost.REPEAT else 1
     terms = _TERMS.pack(record.priority, repeat, record.max_claims, size)
-    header = b"%b%b%b%b" % (fixed, birth, terms, _pack_strings(record))
+    header = b"%b%b%b%b" % (fixed, life, terms, _pack_strings(record))
     return header, pack_content(record.envelope, record.body), extras
+
+
+def pack_plain(batch: Sequence[NewRecord], reserve_bytes: int) -> list[bytes] | None:
+    """What `accept_plain.lua` needs to commit *batch*; None when it is not for that script."""
+    max_age_seconds, priority = batch[0].max_age_seconds, batch[0].priority
+    args = [b"", b"".join([record.id for record in batch])]
+    if len({record.id for record in batch}) < len(batch):
+        return None
+    total = 0
+    for record in batch:
+        body = record.body
+        if (
+            record.key is not None
+            or record.idempotency is not None
+            or record.callback is not None
+            or record.delay_seconds > 0.0
+            or record.not_before is not None
+            or record.deadline is not None
+            or record.replay_of is not None
+            or record.max_age_seconds != max_age_seconds
+            or record.priority != priority
+            or not isinstance(body, bytes)
+        ):
+            return None
+        envelope = record.envelope
+        size = len(envelope) + len(body)
+        total += size
+        repeat = 0 if record.on_lost is OnLost.REPEAT else 1
+        args.append(
+            _PLAIN.pack(
+                0, _REQUEST, 0, 0, 0, 0.0, 0.0, 0.0, size + reserve_bytes,
+                priority, repeat, record.max_claims, size,
+            )
+        )  # fmt: skip
+        args.append(b"%b%b\0%b" % (_LENGTH.pack(len(envelope)), envelope, body))
+    args[0] = _PLAIN_BATCH.pack(max(max_age_seconds, 0.0), priority, total)
+    return args
 
 
 def _pack_strings(record: NewRecord) -> bytes:
@@ -212,8 +251,8 @@ def _strings(meta: bytes) -> tuple[bytes, bytes | None, bytes | None, str]:
 def unpack_lease(id: bytes, meta: bytes, content: bytes, leased_at: float) -> Lease:
     """A lease from the record as the lease made it."""
     values = _META.unpack_from(meta)
-    _, flags, epoch, attempts, claims = values[:5]
-    deadline, _, _, accepted_at, priority = values[10:15]
+    _, deadline, _, accepted_at, _, _, flags, epoch, attempts, claims = values[:10]
+    priority = values[14]
     key, parent, _, _ = _strings(meta)
     envelope, body = unpack_content(content)
     return Lease(
@@ -232,6 +271,11 @@ def unpack_record(
 ) -> Record:
     """A record from a reply of `read.lua`."""
     (
+        ready_at,
+        deadline,
+        lane,
+        accepted_at,
+        _seq,
         code,
         flags,
         epoch,
@@ -241,11 +285,6 @@ def unpack_record(
         finished_at,
         expires_at,
         _held,
-        ready_at,
-        deadline,
-        lane,
-        _seq,
-        accepted_at,
         priority,
         *_,
     ) = _META.unpack_from(meta)

@@ -1,9 +1,9 @@
 -- Commit new records. ARGV[2..]: per record a header, its request, and what few records have.
--- header: id, flags, delay, not_before, max_age, deadline, priority, request bytes, HEAD, tail
+-- header: id, flags, delay, not_before, max_age, deadline, priority, request bytes, LIFE, tail
 -- extras: "" or fingerprint, blob name, callback
 -- Reply: per record "" for accepted, 16 bytes of id for an existing one, or the slug of a refusal.
 
-local HEADER, HEADER_SIZE, BIRTH_SIZE = '>c16I2ddddBd', 59, 47
+local HEADER, HEADER_SIZE, LIFE_SIZE = '>c16I2ddddBd', 59, 47
 
 local figures = call('HMGET', P .. 'counts', 'requests.queued', 'requests.running', 'requests.retrying', 'bytes')
 local backlog = (tonumber(figures[1]) or 0) + (tonumber(figures[2]) or 0) + (tonumber(figures[3]) or 0)
@@ -28,12 +28,12 @@ end
 local function accept(header, request, extras)
   local id, flags, delay, not_before, max_age, deadline, priority, size = unpack_(HEADER, header)
   if is_held(id) then return '' end
-  local tail = sub(header, HEADER_SIZE + BIRTH_SIZE + 1)
+  local tail = sub(header, HEADER_SIZE + LIFE_SIZE + 1)
   local fingerprint, blob, callback = '', '', ''
   if extras ~= '' then fingerprint, blob, callback = unpack_('>Bc0Bc0I4c0', extras) end
   local scope
   if fingerprint ~= '' then
-    local _, found = unpack_(STRINGS, tail, STRINGS_AT - TERMS_AT + 1)
+    local _, found = unpack_(STRINGS, tail, STRINGS_AT)
     scope = found
     local held = holder(scope)
     if held then return sub(held, 17) == fingerprint and sub(held, 1, 16) or 'idempotency-mismatch' end
@@ -48,8 +48,8 @@ local function accept(header, request, extras)
   if max_age > 0 and (deadline == 0 or NOW + max_age < deadline) then deadline = NOW + max_age end
   local ready_at = NOW + delay
   if not_before > ready_at then ready_at = not_before end
-  local head = sub(header, HEADER_SIZE + 1, HEADER_SIZE + BIRTH_SIZE)
-  create(id, head, flags, ready_at, deadline, REQUESTS, seq, priority, size, tail)
+  local life = sub(header, HEADER_SIZE + 1, HEADER_SIZE + LIFE_SIZE)
+  create(id, life, flags, ready_at, deadline, REQUESTS, seq, priority, size, tail)
   put('q:' .. id, request)
   if callback ~= '' then put('c:' .. id, callback) end
   seen[id] = true

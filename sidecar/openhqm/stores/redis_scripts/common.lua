@@ -1,11 +1,11 @@
--- What every script starts with: constants, the record codec, and one unit of work. Most go on with
--- life.lua.
+-- The layout of the keys, the record codec, and one unit of work. Follows prelude.lua; most scripts go
+-- on with life.lua.
 --
 -- A script loads the records it needs, changes them as tables, and calls commit() once, which
 -- writes everything in a handful of commands, so that each key is touched once for a batch.
 --
 -- KEYS[1] is the prefix "openhqm:{queue}:"; all keys of a queue share its hash slot. Under it:
---   m:<id>       meta of a record: HEAD, then FIXED, then strings (see below)
+--   m:<id>       meta of a record (see below)
 --   q:<id>       its request       a:<id>  its answer       c:<id>  the callback to be sent
 --   n:<id>       attempt notes     x:<scope>  id and fingerprint that hold an idempotency scope
 --   blob:<name>  a list of chunks; expires until a record that names it is committed
@@ -21,13 +21,7 @@
 --
 -- ARGV[1] holds the options of the calling process.
 
-local P = KEYS[1]
-local call, pack, unpack_, sub = redis.call, struct.pack, struct.unpack, string.sub
 local band, bor, bnot = bit.band, bit.bor, bit.bnot
-
-local MAX_BACKLOG, MAX_BYTES, RESERVE, ANSWER_TTL, DEAD_TTL, BLOBS_ELSEWHERE = unpack_('>dddddB', ARGV[1])
-local TIME = call('TIME')
-local NOW = tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000
 
 local QUEUED, RUNNING, RETRYING, DONE, FAILED, CANCELLED, EXPIRED = 0, 1, 2, 3, 4, 5, 6
 local STATES = {[0] = 'queued', 'running', 'retrying', 'done', 'failed', 'cancelled', 'expired'}
@@ -36,7 +30,6 @@ local READY = {[0] = 'requests:ready', 'callbacks:ready'}
 local DELAYED = {[0] = 'requests:delayed', 'callbacks:delayed'}
 local ALL = {[0] = 'requests:all', 'callbacks:all'}
 local FAILURES = {[0] = 'requests:failed', 'callbacks:failed'}
-local REQUESTS, CALLBACKS = 0, 1
 local REPEAT = 0
 
 -- Flags of a record. OWNS_*: the blob is deleted with this record.
@@ -44,20 +37,15 @@ local CANCEL_REQUESTED, CALLBACK, OWNS_REQUEST_BLOB, OWNS_ANSWER_BLOB = 1, 2, 4,
 local ANSWER, REPLAYED, NOTED, REQUEST = 16, 32, 64, 128
 local KEYED, BLOCKED, SCOPED = 256, 512, 1024
 
--- A record's meta is HEAD, PLACE, TERMS and strings. HEAD changes: state, flags, epoch, attempts,
--- claims, started_at, finished_at, expires_at, bytes held, ready_at. The rest is written once.
--- PLACE: deadline (0: none), lane, seq, accepted_at. TERMS: priority, on_lost, max_claims, request
--- bytes. The strings: key, scope, parent, replay_of, each with its length; then the reason of a
--- final record; then the id of the replay of a REPLAYED one.
-local HEAD = '>BI2I4I4I4ddddd'
-local HEAD_SIZE = 55
-local HEAD_DEADLINE, HEAD_LANE = HEAD .. 'd', HEAD .. 'dB'
-local PLACE = 'dBdd'
-local TERMS, TERMS_AT = '>BBI4d', 26
-local STRINGS, STRINGS_AT = '>I2c0Bc0Bc0Bc0', 40
-
--- Priority decides before seq: a level is wider than any seq.
-local LEVEL = 2 ^ 48
+-- A record's meta is PLACE, LIFE, TERMS and strings. PLACE and TERMS are written once, but for
+-- ready_at. LIFE: state, flags, epoch, attempts, claims, started_at, finished_at, expires_at, bytes
+-- held. TERMS: priority, on_lost, max_claims, request bytes. The strings: key, scope, parent,
+-- replay_of, each with its length; then the reason of a final record; then the id of the replay of a
+-- REPLAYED one.
+local LIFE = 'BI2I4I4I4dddd'
+local FIXED, FIXED_SIZE = PLACE .. LIFE, 80
+local TERMS = '>BBI4d'
+local STRINGS, STRINGS_AT = '>I2c0Bc0Bc0Bc0', 15
 
 local metas, records = {}, {} -- as read, and as tables for those that were looked into
 local dirty = {}
@@ -139,28 +127,24 @@ local function hold(r, bytes)
 end
 
 local function decode(id, meta)
-  local state, flags, epoch, attempts, claims, started_at, finished_at, expires_at, held, ready_at,
-    deadline, lane = unpack_(HEAD_LANE, meta)
+  local ready_at, deadline, lane, accepted_at, seq, state, flags, epoch, attempts, claims, started_at,
+    finished_at, expires_at, held = unpack_(FIXED, meta)
   return {
-    id = id, state = state, flags = flags, epoch = epoch, attempts = attempts, claims = claims,
+    id = id, ready_at = ready_at, deadline = deadline, lane = lane, accepted_at = accepted_at, seq = seq,
+    state = state, flags = flags, epoch = epoch, attempts = attempts, claims = claims,
     started_at = started_at, finished_at = finished_at, expires_at = expires_at, held = held,
-    ready_at = ready_at, deadline = deadline, lane = lane, rest = sub(meta, HEAD_SIZE + 1), dirty = false,
+    rest = sub(meta, FIXED_SIZE + 1), dirty = false,
   }
 end
 
 local function encode(r)
-  return pack(HEAD, r.state, r.flags, r.epoch, r.attempts, r.claims, r.started_at, r.finished_at,
-    r.expires_at, r.held, r.ready_at) .. r.rest
-end
-
--- deadline, lane, seq, accepted_at
-local function place(r)
-  return unpack_('>' .. PLACE, r.rest)
+  return pack(FIXED, r.ready_at, r.deadline, r.lane, r.accepted_at, r.seq, r.state, r.flags, r.epoch,
+    r.attempts, r.claims, r.started_at, r.finished_at, r.expires_at, r.held) .. r.rest
 end
 
 -- priority, on_lost, max_claims, request bytes
 local function terms(r)
-  return unpack_(TERMS, r.rest, TERMS_AT)
+  return unpack_(TERMS, r.rest)
 end
 
 -- key, scope, parent, replay_of; each "" when there is none
@@ -170,8 +154,7 @@ end
 
 -- Score in a ready set.
 local function rank(r)
-  local _, _, seq = place(r)
-  return (9 - terms(r)) * LEVEL + seq
+  return (9 - terms(r)) * LEVEL + r.seq
 end
 
 -- Read the metas of many records at once; those not held are false.

@@ -93,13 +93,13 @@ local moved = {[QUEUED] = 0, [RETRYING] = 0}
 
 -- From meta to meta: this runs for every request, and a table of fields costs as much as the rest.
 local function lease(id, meta)
-  local state, flags, epoch, attempts, claims, _, finished_at, expires_at, held, ready_at, deadline =
-    unpack_(HEAD_DEADLINE, meta)
+  local ready_at, deadline, _, accepted_at, seq, state, flags, epoch, attempts, claims, _, finished_at,
+    expires_at, held = unpack_(FIXED, meta)
   if deadline > 0 and deadline <= NOW then return finish(record(id), EXPIRED, '', 0) end
   moved[state] = moved[state] + 1
   epoch = epoch + 1
-  meta = pack(HEAD, RUNNING, flags, epoch, attempts, claims, NOW, finished_at, expires_at, held, ready_at)
-    .. sub(meta, HEAD_SIZE + 1)
+  meta = pack(FIXED, ready_at, deadline, lane_code, accepted_at, seq, RUNNING, flags, epoch, attempts, claims,
+    NOW, finished_at, expires_at, held) .. sub(meta, FIXED_SIZE + 1)
   put('m:' .. id, meta)
   zadd('leases', ends, id)
   changes[#changes + 1] = id .. told

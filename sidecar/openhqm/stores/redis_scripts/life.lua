@@ -61,9 +61,9 @@ local function leave_line(r)
   end
 end
 
--- HEAD of a new record, less ready_at.
+-- LIFE of a new record.
 local function birth(flags, size)
-  return pack('>BI2I4I4I4dddd', QUEUED, bor(flags, REQUEST), 0, 0, 0, 0, 0, 0, size + RESERVE)
+  return pack('>' .. LIFE, QUEUED, bor(flags, REQUEST), 0, 0, 0, 0, 0, 0, size + RESERVE)
 end
 
 -- Join the line of the record's key. Returns the meta that says whether it has to wait there.
@@ -77,10 +77,10 @@ local function join_line(id, meta, seq)
   return encode(r), true
 end
 
--- Write a new record. *head* is as of birth(), *tail* TERMS and strings; the rest is told apart
+-- Write a new record. *life* is as of birth(), *tail* TERMS and strings; the rest is told apart
 -- because it decides where the record goes. Made of bytes, not of a table, for accept's sake.
-local function create(id, head, flags, ready_at, deadline, lane, seq, priority, size, tail)
-  local meta = head .. pack('>d' .. PLACE, ready_at, deadline, lane, seq, NOW) .. tail
+local function create(id, life, flags, ready_at, deadline, lane, seq, priority, size, tail)
+  local meta = pack(PLACE, ready_at, deadline, lane, NOW, seq) .. life .. tail
   local is_blocked = false
   if band(flags, KEYED) ~= 0 then meta, is_blocked = join_line(id, meta, seq) end
   put('m:' .. id, meta)
@@ -142,9 +142,8 @@ local function finish(r, state, reason, answer_bytes)
   if has(r, CALLBACK) then send_callback(r) end
   if state == FAILED then
     count(r.lane, 'dead', 1)
-    local _, _, seq = place(r)
     local _, _, _, request_bytes = terms(r)
-    zadd(FAILURES[r.lane], seq, r.id)
+    zadd(FAILURES[r.lane], r.seq, r.id)
     hold(r, request_bytes + answer_bytes)
   else
     hold(r, answer_bytes)

@@ -11,8 +11,7 @@ local reply = {'', #ids == scan and 1 or 0}
 for i = 1, #ids do
   local r = record(ids[i])
   if r then
-    local _, _, seq = place(r)
-    after = seq
+    after = r.seq
     if band(states, 2 ^ r.state) ~= 0 then reply[#reply + 1] = describe(r, want) end
   end
   if #reply - 2 == limit then

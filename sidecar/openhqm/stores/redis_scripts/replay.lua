@@ -3,7 +3,7 @@
 -- TERMS and strings of *r*, less what follows them, with its scope gone and *replay_of* set.
 local function inherit(r)
   local key, _, parent = strings(r)
-  return sub(r.rest, TERMS_AT, STRINGS_AT - 1)
+  return sub(r.rest, 1, STRINGS_AT - 1)
     .. pack('>I2c0BBc0Bc0', #key, key, 0, #parent, parent, #r.id, r.id)
 end
 

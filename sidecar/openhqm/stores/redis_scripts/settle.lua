@@ -24,11 +24,11 @@ local EXPIRES_AT = NOW + ANSWER_TTL
 local function answer_plainly(id, epoch, sent, answer, answer_bytes)
   local meta = not records[id] and metas[id]
   if not meta then return false end
-  local state, flags, current, attempts, claims, started_at, _, _, held, ready_at, deadline, lane =
-    unpack_(HEAD_LANE, meta)
+  local ready_at, deadline, lane, accepted_at, seq, state, flags, current, attempts, claims, started_at, _, _,
+    held = unpack_(FIXED, meta)
   if state ~= RUNNING or current ~= epoch or band(flags, bnot(PLAIN)) ~= 0 then return false end
-  meta = pack(HEAD, DONE, bor(band(flags, SCOPED), ANSWER), epoch, attempts + sent, claims, started_at, NOW,
-    EXPIRES_AT, answer_bytes, ready_at) .. sub(meta, HEAD_SIZE + 1)
+  meta = pack(FIXED, ready_at, deadline, lane, accepted_at, seq, DONE, bor(band(flags, SCOPED), ANSWER), epoch,
+    attempts + sent, claims, started_at, NOW, EXPIRES_AT, answer_bytes) .. sub(meta, FIXED_SIZE + 1)
   metas[id] = meta
   put('m:' .. id, meta)
   put('a:' .. id, answer)
