@@ -25,7 +25,7 @@ from tests.conformance.store_case import (
 from tests.conformance.store_contract import StoreContract
 
 from openhqm.errors import SettingsError, StoreUnavailable
-from openhqm.stores import sqlite_commits, sqlite_file, sqlite_reader, sqlite_rows
+from openhqm.stores import sqlite_commits, sqlite_file, sqlite_reader, sqlite_rows, sqlite_timers
 from openhqm.stores.base import Accepted, Answer, Blobs, Durability, Finish, OnLost, Options, State, Store
 from openhqm.stores.sqlite import SqliteStore
 from openhqm.stores.sqlite_file import DiskReserve
@@ -271,15 +271,15 @@ async def test_no_question_of_the_hot_paths_reads_the_whole_table(path: Path) ->
     connection = store._commits._connection
     statements = {
         name: sql
-        for module in (sqlite_rows, sqlite_reader)
+        for module in (sqlite_rows, sqlite_timers, sqlite_reader)
         for name, sql in vars(module).items()
         if isinstance(sql, str) and sql.lstrip().startswith(("SELECT", "UPDATE", "DELETE"))
     }
 
     for name, sql in statements.items():
         plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", [1] * sql.count("?")).fetchall()
-        # The index of leased records holds those only, a statement's list what one operation names.
-        steps = [step for *_, step in plan if "records_leased" not in step and "json_each" not in step]
+        # A statement's list holds what one operation names.
+        steps = [step for *_, step in plan if "json_each" not in step]
         assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step], name
 
     assert len(statements) > 15
@@ -324,6 +324,74 @@ async def test_blobs_that_no_record_names_are_removed_at_open(path: Path) -> Non
     assert [file.name for file in path.with_name("openhqm.db.blobs").iterdir()] == [refs[kept].name]
     await store.close()
     await unfinished.abort()
+
+
+async def test_every_lease_of_the_owner_before_is_found_whatever_was_leased_since(path: Path) -> None:
+    """One is held from the start, thousands come and go, the last are held at the end."""
+    store = await opened(path)
+    await store.accept([new(on_lost=OnLost.REPEAT) for _ in range(3000)])
+    first = await take_one(store)
+    for _ in range(24):
+        leases = await take(store, 100)
+        await store.settle([Finish(lease.id, lease.epoch, State.DONE) for lease in leases])
+    last = await take(store, 10)
+    await store.close()
+
+    store = await opened(path)
+
+    assert (await store.counts()).running == 0
+    found = await store.get([first.id, *(lease.id for lease in last)])
+    assert [record and record.state for record in found] == [State.RETRYING] * 11
+    await audit(store, Options())
+    await store.close()
+
+
+# -- timers
+
+
+@pytest.mark.parametrize(
+    ("seqs", "expected"),
+    [
+        ([7], [(7, 7)]),
+        ([5, 6, 7, 9], [(5, 9)]),
+        ([900, 5, 6, 901], [(5, 6), (900, 901)]),
+        ([1, 65, 130], [(1, 65), (130, 130)]),
+    ],
+)
+def test_neighbours_share_a_timer(seqs: list[int], expected: list[tuple[int, int]]) -> None:
+    assert list(sqlite_timers.runs(seqs)) == expected
+
+
+async def test_records_that_wake_together_share_a_row(path: Path) -> None:
+    store = await opened(path)
+    connection = store._commits._connection
+    await store.accept([new(max_age_seconds=60.0) for _ in range(100)])
+    leases = await take(store, 100)
+    await store.settle([Finish(lease.id, lease.epoch, State.DONE) for lease in leases])
+
+    rows = connection.execute("SELECT place, last - first FROM timers").fetchall()
+
+    assert sorted(rows) == [(0, 99), (4, 99)]
+    await store.close()
+
+
+async def test_a_run_longer_than_one_step_wakes_and_is_deleted_whole(path: Path) -> None:
+    clock = SkippingClock()
+    store = SqliteStore(path, Options(answer_ttl_seconds=5.0), clock=clock)
+    await store.open()
+    await store.accept([new(max_age_seconds=60.0) for _ in range(700)])
+    done = await take(store, 50)
+    await store.settle([Finish(lease.id, lease.epoch, State.DONE) for lease in done])
+
+    clock.skipped += 61.0
+    expired = await store.sweep(1000)
+    clock.skipped += 6.0
+    await store.sweep(1000)
+
+    assert len(expired) == 650
+    assert (await store.list()).records == []
+    assert store._commits._connection.execute("SELECT count(*) FROM timers").fetchone() == (0,)
+    await store.close()
 
 
 # -- group commit

@@ -4,6 +4,7 @@
     sqlite_commits.py  many operations per transaction, one fsync
     sqlite_ledger.py   the transitions themselves
     sqlite_reader.py   reading records, on connections that only read
+    sqlite_timers.py   when records wake
     sqlite_rows.py     what rows and statements look like
     sqlite_file.py     the file: owner lock, checks, schema, free disk
 
@@ -238,7 +239,9 @@ class SqliteStore:
 
     async def sweep(self, limit: int = 1000) -> Sequence[Change]:
         changes = await self._in_chunks(self._ledger.lapse_due, limit)
-        changes += await self._in_chunks(self._ledger.wake, limit - len(changes))
+        while len(changes) < limit and self._due_in_seconds() <= 0:
+            most = min(limit - len(changes), _CHUNK)
+            changes += await self._write(partial(self._ledger.wake, most), most)
         for _ in range(0, limit * DELETIONS_PER_CHANGE, _CHUNK):
             if await self._write(lambda: self._ledger.delete_outlived(_CHUNK), _CHUNK) < _CHUNK:
                 break

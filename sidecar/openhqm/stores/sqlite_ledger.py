@@ -29,16 +29,17 @@ from openhqm.stores.base import (
     Options,
     Refusal,
     Refused,
-    Release,
     Replay,
     Retry,
     Settlement,
+    State,
 )
 from openhqm.stores.blobs import Garbage
 from openhqm.stores.clock import Clock
 from openhqm.stores.sqlite_rows import (
     BLOCKED,
     BY_ID,
+    BY_SEQ,
     CANCELLED,
     DELAYED,
     DELETE_ANSWERS,
@@ -50,6 +51,7 @@ from openhqm.stores.sqlite_rows import (
     FINAL,
     FINISH,
     INSERT_ANSWER,
+    INSERT_BLOB_ANSWER,
     INSERT_ORDINARY,
     INSERT_ORDINARY_REQUEST,
     INSERT_RECORD,
@@ -59,7 +61,6 @@ from openhqm.stores.sqlite_rows import (
     LEASABLE_OF_PRIORITY,
     LEASE,
     LEFT_LEASED,
-    NEXT_DUE,
     NEXT_OF_KEY,
     OUTLIVED_DUE,
     OUTLIVED_ID,
@@ -78,11 +79,18 @@ from openhqm.stores.sqlite_rows import (
     Held,
     body_columns,
     body_of,
-    lease_of,
+    leased,
     ready_priorities,
 )
+from openhqm.stores.sqlite_timers import Timers
 
 MOST_WOKEN = 256
+
+BOUNDS_EXACT_EVERY = 1024
+"""Leases, from the first one on, after which a lane's `leased_first` and `leased_last` are made exact."""
+
+_Ending = tuple[int, int, int, str]
+"""State, attempts, claims and reason: what records that end alike have in common."""
 
 
 class Ledger:
@@ -115,11 +123,11 @@ class Ledger:
         [last_seq] = connection.execute("SELECT max(seq) FROM records").fetchone()
         self._next_seq = (last_seq or 0) + 1
         self._leased = [0] * len(LANES)
-        self.next_due_at = -math.inf
+        self._timers = Timers(connection)
         self._changes: list[Change] = []
         self._dropped: list[Body] = []
         self._rung: set[int] = set()
-        self._finished: list[tuple[Any, ...]] = []
+        self._finished: dict[_Ending, list[int]] = {}
         self._answered: list[object] = []
         self._undo: Callable[[], None] | None = None
 
@@ -156,11 +164,16 @@ class Ledger:
             self._undo()
             self._undo = None
         self._forget()
-        self.next_due_at = -math.inf
+        self._timers.forget()
 
     def _forget(self) -> None:
         self._changes, self._rung, self._dropped = [], set(), []
-        self._finished, self._answered = [], []
+        self._finished, self._answered = {}, []
+
+    @property
+    def next_due_at(self) -> float:
+        """No waiting record is due, or expires, before this."""
+        return self._timers.next_at
 
     # -- accept
 
@@ -178,13 +191,14 @@ class Ledger:
         first = seq = self._next_seq
         rows: list[object] = []
         requests: list[object] = []
-        soonest, total = math.inf, 0
+        deadlines: dict[float, list[int]] = {}
+        total = 0
         for record in records:
             envelope, body = record.envelope, record.body
             size = len(envelope) + len(body)  # type: ignore[arg-type]  # an ordinary body is bytes
             deadline = rules.next_deadline(now, record.max_age_seconds)
-            if deadline is not None and deadline < soonest:
-                soonest = deadline
+            if deadline is not None:
+                deadlines.setdefault(deadline, []).append(seq)
             repeat = int(record.on_lost is OnLost.REPEAT)
             rows += (seq, record.id, record.priority, record.max_claims, repeat)
             rows += (now, now, deadline, deadline, size)
@@ -200,8 +214,9 @@ class Ledger:
             self._connection.execute("DELETE FROM records WHERE seq >= ?", (first,))
             return False
         INSERT_ORDINARY_REQUEST.run(self._connection, requests)
+        for deadline, seqs in deadlines.items():
+            self._timers.set(READY, deadline, seqs)
         self._next_seq = seq
-        self.next_due_at = min(self.next_due_at, soonest)
         figures = self._figures[0]
         figures.accepted += len(records)
         figures.states[QUEUED] += len(records)
@@ -248,14 +263,16 @@ class Ledger:
         sql = "SELECT 1 FROM records WHERE lane = ? AND key = ? AND place < 4 LIMIT 1"
         return self._one(sql, lane, key) is not None
 
-    def place_new(self, lane: int, place: int, ready_at: float, deadline: float | None) -> float | None:
+    def place_new(
+        self, lane: int, seq: int, place: int, ready_at: float, deadline: float | None
+    ) -> float | None:
         """Count a record that is put at *place*; returns when it wakes."""
         figures = self._figures[lane]
         figures.accepted += 1
         figures.states[QUEUED] += 1
         figures.ready += place == READY
         self._rung.add(lane)
-        return self._wakes_at(place, ready_at, deadline)
+        return self._set_timer(seq, place, ready_at, deadline)
 
     def count_bytes(self, lane: int, size: int) -> None:
         self._figures[lane].bytes += size + self._options.answer_reserve_bytes
@@ -268,12 +285,13 @@ class Ledger:
         self._next_seq += 1
         return self._next_seq - 1
 
-    def _wakes_at(self, place: int, ready_at: float, deadline: float | None) -> float | None:
+    def _set_timer(self, seq: int, place: int, ready_at: float, deadline: float | None) -> float | None:
+        """Set the timer of a record that waits; returns when it wakes, None for never."""
         wakes_at = deadline
         if place == DELAYED and (deadline is None or ready_at < deadline):
             wakes_at = ready_at
-        if wakes_at is not None and wakes_at < self.next_due_at:
-            self.next_due_at = wakes_at
+        if wakes_at is not None:
+            self._timers.set(place, wakes_at, (seq,))
         return wakes_at
 
     # -- lease and extend
@@ -286,18 +304,33 @@ class Ledger:
             return []
         until = now + lease_seconds
         self._lapses_at = min(self._lapses_at, until)
-        rows = self._choose(limit, lane, until)
-        figures = self._figures[lane]
+        if not (rows := self._choose(limit, lane, until)):
+            return []
+        figures, name = self._figures[lane], LANES[lane]
         leases = []
         for row in rows:
-            held = Held._make(row[:WIDTH])
-            state, envelope, body = row[WIDTH:]
+            held, lease = leased(row)
             self._held[held.id] = held
-            self._move(figures, state, RUNNING, held, "")
-            leases.append(lease_of(held, envelope, body))
+            leases.append(lease)
+            figures.states[row[WIDTH]] -= 1
+            self._changes.append(Change(held.id, State.RUNNING, name))
+        figures.states[RUNNING] += len(leases)
         figures.ready -= len(leases)
-        self._connection.execute(LEASE, (now, str([row[0] for row in rows])))
+        seqs = [row[0] for row in rows]
+        self._connection.execute(LEASE, (now, str(seqs)))
+        self._bound(lane, seqs)
         return leases
+
+    def _bound(self, lane: int, seqs: Sequence[int]) -> None:
+        """Widen the bounds of the lane's leased records to *seqs*; now and then make them exact."""
+        figures = self._figures[lane]
+        before = self._leased[lane] - len(seqs)
+        if -before % BOUNDS_EXACT_EVERY < len(seqs):
+            seqs = [held.seq for held in self._held.values() if held.lane == lane]
+            figures.leased_first, figures.leased_last = min(seqs), max(seqs)
+        else:
+            figures.leased_first = min(figures.leased_first, *seqs)
+            figures.leased_last = max(figures.leased_last, *seqs)
 
     def _choose(self, limit: int, lane: int, until: float) -> list[tuple[Any, ...]]:
         """Take the next rows in order, every eighth of all leases from the oldest instead."""
@@ -359,16 +392,20 @@ class Ledger:
         if held is None:
             self._refuse_answer(settlement)
             return False
-        note = settlement.note + b"\n" if not isinstance(settlement, Release) and settlement.note else b""
-        history = held.history + note
-        match settlement:
-            case Finish(state=state, answer=answer, reason=reason, sent=sent):
-                del self._held[held.id]
-                self._finish(held, STATE_NUMBERS[state], held.attempts + sent, answer, reason, history)
-            case Retry(delay_seconds=delay):
-                self._leave(held, held.attempts + 1, delay, history)
-            case Release(delay_seconds=delay):
-                self._leave(held, held.attempts, delay, history)
+        del self._held[held.id]
+        if isinstance(settlement, Finish):
+            self._finish(
+                held,
+                STATE_NUMBERS[settlement.state],
+                held.attempts + settlement.sent,
+                reason=settlement.reason,
+                note=_line(settlement.note),
+                answer=settlement.answer,
+            )
+        elif isinstance(settlement, Retry):
+            self._leave(held, held.attempts + 1, settlement.delay_seconds, _line(settlement.note))
+        else:
+            self._leave(held, held.attempts, settlement.delay_seconds, b"")
         return True
 
     def _refuse_answer(self, settlement: Settlement) -> None:
@@ -379,13 +416,12 @@ class Ledger:
             if isinstance(body, BlobRef) and not self._one(sql, settlement.id, body.name):
                 self._dropped.append(body)
 
-    def _leave(self, held: Held, attempts: int, delay_seconds: float, history: bytes) -> None:
+    def _leave(self, held: Held, attempts: int, delay_seconds: float, note: bytes) -> None:
         """End a lease without an answer: the record waits again, or is cancelled if that was asked."""
-        del self._held[held.id]
         if held.cancel_requested:
-            self._finish(held, CANCELLED, attempts, history=history)
+            self._finish(held, CANCELLED, attempts, note=note)
         else:
-            self._wait(held, attempts, held.claims, delay_seconds, history)
+            self._wait(held, attempts, held.claims, delay_seconds, held.history + note)
 
     def _wait(self, held: Held, attempts: int, claims: int, delay_seconds: float, history: bytes) -> None:
         figures = self._figures[held.lane]
@@ -393,7 +429,7 @@ class Ledger:
         place = DELAYED if delay_seconds > 0 else READY
         state = RETRYING if attempts else QUEUED
         ready_at = self._clock() + max(delay_seconds, 0.0)
-        wake_at = self._wakes_at(place, ready_at, held.deadline)
+        wake_at = self._set_timer(held.seq, place, ready_at, held.deadline)
         self._connection.execute(WAIT, (state, place, attempts, claims, ready_at, wake_at, history, held.seq))
         figures.ready += place == READY
         self._move(figures, held.state, state, held, "")
@@ -404,59 +440,59 @@ class Ledger:
         held: Held,
         state: int,
         attempts: int,
-        answer: Answer | None = None,
-        reason: str = "",
-        history: bytes | None = None,
+        *,
         claims: int | None = None,
+        reason: str = "",
+        note: bytes = b"",
+        answer: Answer | None = None,
     ) -> None:
         """Make a record final; `_write_finished` must follow in the same operation."""
         figures = self._figures[held.lane]
-        now = self._clock()
-        is_dead = state == FAILED
-        ttl = self._options.dead_letter_ttl_seconds if is_dead else self._options.answer_ttl_seconds
-        request_bytes = held.request_bytes if is_dead else 0
-        answer_bytes = 0
-        if answer is not None:
-            answer_bytes = len(answer.head) + rules.body_bytes(answer.body)
-            self._answered += (held.seq, answer.head, *body_columns(answer.body))
-        figures.bytes += (
-            request_bytes + answer_bytes - held.request_bytes - self._options.answer_reserve_bytes
-        )
-        figures.dead_letters += is_dead
         figures.ready -= held.place == READY
-        self._finished.append(
-            (
-                state,
-                attempts,
-                held.claims if claims is None else claims,
-                now,
-                now + ttl,
-                request_bytes,
-                answer_bytes,
-                reason,
-                held.history if history is None else history,
-                held.seq,
-            )
-        )
+        figures.bytes -= self._options.answer_reserve_bytes
+        if answer is not None:
+            body = answer.body
+            figures.bytes += len(answer.head) + rules.body_bytes(body)
+            if isinstance(body, bytes):
+                self._answered += (held.seq, note, answer.head, body)
+            else:
+                blob_answer = held.seq, note, answer.head, body.name, body.size
+                self._connection.execute(INSERT_BLOB_ANSWER, blob_answer)
+        elif note:
+            self._answered += (held.seq, note, None, None)
+        ending = (state, attempts, held.claims if claims is None else claims, reason)
+        self._finished.setdefault(ending, []).append(held.seq)
         self._move(figures, held.state, state, held, reason)
-        if not is_dead and held.blob is not None:
-            self._dropped.append(BlobRef(held.blob, held.blob_bytes or 0))
+        if state == FAILED:
+            figures.dead_letters += 1
+        else:
+            figures.bytes -= held.request_bytes
+            if held.blob is not None:
+                self._dropped.append(BlobRef(held.blob, held.blob_bytes or 0))
         if held.scope is not None and rules.frees_idempotency(STATES[state], attempts):
             self._connection.execute("UPDATE records SET scope = NULL WHERE seq = ?", (held.seq,))
         if held.callback is not None:
-            self._put_callback(held, now)
+            self._put_callback(held, self._clock())
         if held.key is not None:
             self._write_finished()
             self._free_key(held.lane, held.key)
 
     def _write_finished(self) -> None:
+        """Write what `_finish` gathered; records that ended alike share a statement."""
         if not self._finished:
             return
-        finished, self._finished = self._finished, []
+        finished, self._finished = self._finished, {}
         answered, self._answered = self._answered, []
-        self._connection.executemany(FINISH, finished)
-        done_with = [row[-1] for row in finished if row[0] != FAILED]
-        self._connection.execute(DELETE_REQUESTS, (str(done_with),))
+        now = self._clock()
+        for (state, attempts, claims, reason), seqs in finished.items():
+            ttl = (
+                self._options.dead_letter_ttl_seconds if state == FAILED else self._options.answer_ttl_seconds
+            )
+            these = str(seqs)
+            self._connection.execute(FINISH, (state, attempts, claims, reason, now, now + ttl, these))
+            if state != FAILED:
+                self._connection.execute(DELETE_REQUESTS, (these,))
+            self._timers.set(FINAL, now + ttl, seqs)
         INSERT_ANSWER.run(self._connection, answered)
 
     def _put_callback(self, held: Held, now: float) -> None:
@@ -483,7 +519,7 @@ class Ledger:
     def _place(self, held: Held) -> None:
         """Put a waiting record that is the first of its key where its time says."""
         place = DELAYED if held.ready_at > self._clock() else READY
-        wake_at = self._wakes_at(place, held.ready_at, held.deadline)
+        wake_at = self._set_timer(held.seq, place, held.ready_at, held.deadline)
         self._connection.execute(PLACE, (place, wake_at, held.seq))
         self._figures[held.lane].ready += (place == READY) - (held.place == READY)
         self._rung.add(held.lane)
@@ -512,7 +548,8 @@ class Ledger:
         if row is None:
             return False
         held = Held._make((*row, 0.0))
-        if held.state != FAILED or held.replayed_as is not None:
+        is_replayed = self._one("SELECT 1 FROM records WHERE seq = ? AND replayed_as IS NOT NULL", held.seq)
+        if held.state != FAILED or is_replayed:
             return False
         self._connection.execute(
             "UPDATE records SET replayed_as = ? WHERE seq = ?", (replay.new_id, held.seq)
@@ -574,8 +611,11 @@ class Ledger:
 
     def lapse_orphaned(self, limit: int) -> list[Change]:
         """Judge leases that another process held and took with it."""
-        rows = self._connection.execute(LEFT_LEASED, (limit,)).fetchall()
-        lapsed = [Held._make((*row, 0.0)) for row in rows]
+        lapsed: list[Held] = []
+        for lane, figures in enumerate(self._figures):
+            values = figures.leased_first, figures.leased_last, lane, limit - len(lapsed)
+            rows = self._connection.execute(LEFT_LEASED, values).fetchall()
+            lapsed += [Held._make((*row, 0.0)) for row in rows]
         for held in lapsed:
             self._held[held.id] = held
         return self._lapse(lapsed)
@@ -588,45 +628,47 @@ class Ledger:
             claims, attempts = held.claims + 1, held.attempts + 1
             state, reason = rules.judge_lapsed(on_lost, claims, held.max_claims, bool(held.cancel_requested))
             if state.is_final:
-                self._finish(held, STATE_NUMBERS[state], attempts, None, reason, claims=claims)
+                self._finish(held, STATE_NUMBERS[state], attempts, claims=claims, reason=reason)
             else:
                 self._wait(held, attempts, claims, 0.0, held.history)
         self._write_finished()
         return self._changes[before:]
 
     def wake(self, limit: int) -> list[Change]:
-        """Expire what passed its deadline, place what has become due."""
+        """Expire what passed its deadline, place what has become due; looks at about *limit* records."""
         now = self._clock()
         before = len(self._changes)
-        for _ in range(limit):
-            if not any(self._wake_one(place, now) for place in (READY, DELAYED, BLOCKED)):
-                self._read_next_due()
-                break
+        for place in (READY, DELAYED, BLOCKED):
+            while limit > 0 and (timer := self._timers.due(place, now)):
+                rows = self._connection.execute(DUE, (timer.first, timer.last, place, now, limit)).fetchall()
+                seqs = [seq for (seq,) in rows]
+                for seq in seqs:
+                    self._wake_one(seq, now)
+                limit -= self._timers.passed(timer, seqs, limit)
+        if limit > 0:
+            self._timers.read_next()
         return self._changes[before:]
 
-    def _wake_one(self, place: int, now: float) -> bool:
-        row = self._one(DUE, place, now)
-        if row is None:
-            return False
-        held = Held._make((*row, 0.0))
+    def _wake_one(self, seq: int, now: float) -> None:
+        # Read one by one, for the one before it may have moved it: the next of its key.
+        held = Held._make((*(self._one(BY_SEQ, seq) or ()), 0.0))
         if held.deadline is not None and held.deadline <= now:
             self._finish(held, EXPIRED, held.attempts)
             self._write_finished()
-        else:
+        elif held.place == DELAYED:
             self._place(held)
-        return True
-
-    def _read_next_due(self) -> None:
-        found = [self._one(NEXT_DUE, place) for place in (READY, DELAYED, BLOCKED)]
-        self.next_due_at = min((row[0] for row in found if row and row[0] is not None), default=math.inf)
 
     def delete_outlived(self, limit: int) -> int:
-        rows = self._connection.execute(OUTLIVED_DUE, (self._clock(), limit)).fetchall()
-        self._delete(rows)
-        return len(rows)
+        """Delete final records whose time is over; returns how many were looked at, about *limit* at most."""
+        now, left = self._clock(), limit
+        while left > 0 and (timer := self._timers.due(FINAL, now)):
+            rows = self._connection.execute(OUTLIVED_DUE, (timer.first, timer.last, now, left)).fetchall()
+            self._delete(rows)
+            left -= self._timers.passed(timer, [row[0] for row in rows], left)
+        return limit - left
 
     def _delete(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        for _seq, _id, lane, state, replayed_as, size, *blobs in rows:
+        for _seq, lane, state, replayed_as, size, *blobs in rows:
             figures = self._figures[lane]
             figures.bytes -= size
             if state == FAILED and replayed_as is None:
@@ -650,6 +692,10 @@ class Ledger:
 
     def _one(self, sql: str, *values: object) -> tuple[Any, ...] | None:
         return self._connection.execute(sql, values).fetchone()  # type: ignore[no-any-return]
+
+
+def _line(note: bytes) -> bytes:
+    return note + b"\n" if note else b""
 
 
 def _until(held: Held) -> float:
@@ -703,7 +749,7 @@ class _Batch:
             if key in self._keys or ledger.key_is_taken(*key):
                 place = BLOCKED
             self._keys.add(key)
-        wake_at = ledger.place_new(lane, place, ready_at, deadline)
+        wake_at = ledger.place_new(lane, seq, place, ready_at, deadline)
         ledger.count_bytes(lane, size)
         scope, fingerprint = None, None
         if record.idempotency is not None:

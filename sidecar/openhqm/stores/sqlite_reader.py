@@ -26,14 +26,17 @@ from openhqm.stores.sqlite_rows import (
 
 _COLUMNS = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.attempts, r.claims, r.epoch, r.accepted_at,
     r.ready_at, r.deadline, r.started_at, r.finished_at, r.wake_at, r.cancel_requested, r.reason, r.history,
-    r.key, r.parent, r.replay_of, r.replayed_as"""
-_BY_ID = f"SELECT {_COLUMNS} FROM records r WHERE r.id = ?"  # noqa: S608 - our own column names
+    r.key, r.parent, r.replay_of, r.replayed_as, a.note"""
+_ANSWERS = "LEFT JOIN answers a ON a.seq = r.seq"
+_BY_ID = f"SELECT {_COLUMNS} FROM records r {_ANSWERS} WHERE r.id = ?"  # noqa: S608 - our own column names
 _REQUEST = "SELECT envelope, body, blob, blob_bytes FROM requests WHERE seq = ?"
-_ANSWER = "SELECT head, body, blob, blob_bytes FROM answers WHERE seq = ?"
+_ANSWER = "SELECT head, body, blob, blob_bytes FROM answers WHERE seq = ? AND head IS NOT NULL"
 _FIRST_READY = """SELECT seq, ready_at FROM records WHERE place = 0 AND lane = ? AND priority = ?
     ORDER BY seq LIMIT 1"""
-_DUE = """SELECT count(*), min(ready_at) FROM records
-    WHERE place = 1 AND wake_at <= ? AND lane = ? AND ready_at <= ?"""
+# A record has one wake_at, so it is counted once, however many timers pass over it.
+_DUE = """SELECT count(*), min(r.ready_at)
+    FROM timers t CROSS JOIN records r ON r.seq BETWEEN t.first AND t.last
+    WHERE t.place = 1 AND t.at <= ? AND r.place = 1 AND r.wake_at = t.at AND r.lane = ? AND r.ready_at <= ?"""
 _NAMES_BLOB = """SELECT 1 FROM records r LEFT JOIN requests q ON q.seq = r.seq
     LEFT JOIN answers a ON a.seq = r.seq WHERE r.id = ? AND (q.blob = ? OR a.blob = ?)"""
 _BLOB_MOVED_ON = "SELECT replayed_as FROM records WHERE id = ?"
@@ -62,7 +65,7 @@ class Reader:
             wanted = {STATE_NUMBERS[state] for state in states or State}
             # Dead letters are few among many and have an index; the planner would read them all.
             source = "records r INDEXED BY records_dead" if wanted == {FAILED} else "records r"
-            sql = f"""SELECT {_COLUMNS} FROM {source} WHERE r.lane = ? AND r.seq > ?
+            sql = f"""SELECT {_COLUMNS} FROM {source} {_ANSWERS} WHERE r.lane = ? AND r.seq > ?
                 AND r.state {_one_of(wanted)} ORDER BY r.seq LIMIT ?"""  # noqa: S608 - numbers of ours
             after = int.from_bytes(cursor, "big")
             rows = self._connection.execute(sql, (LANES.index(lane), after, limit + 1)).fetchall()
@@ -113,7 +116,7 @@ class Reader:
     def _record(self, row: tuple[Any, ...], want: Want, front: tuple[int | None, int]) -> Record:
         seq, id, lane, state, place, priority, attempts, claims, epoch, accepted_at, *rest = row
         ready_at, deadline, started_at, finished_at, wake_at, cancel_requested, *rest = rest
-        reason, history, key, parent, replay_of, replayed_as = rest
+        reason, history, key, parent, replay_of, replayed_as, note = rest
         return Record(
             id=id,
             lane=LANES[lane],
@@ -131,7 +134,7 @@ class Reader:
             cancel_requested=bool(cancel_requested),
             may_have_run=rules.may_have_run(STATES[state], attempts),
             reason=reason,
-            history=history,
+            history=history + (note or b""),
             key=key,
             parent=parent,
             replay_of=replay_of,

@@ -2,14 +2,18 @@
 --
 -- records   one narrow row each, rewritten by every transition
 -- requests  the request while it may still be sent or looked at: written once, deleted when done
--- answers   the answer, written once
--- lanes     figures of a lane, changed in the transaction that changes the records
+-- answers   what a record ended with, written once: the note of its last attempt, the answer if there is one
+-- timers    when to look at a run of records, whatever has become of them since
+-- lanes     figures of a lane, changed in the transaction that changes the records; all its leased records
+--           lie between leased_first and leased_last, so that the next owner finds them without an index
 --
 -- state: queued 0, running 1, retrying 2, done 3, failed 4, cancelled 5, expired 6
 -- place: where an unfinished record waits, and so which index finds it
 --        ready 0, delayed 1, behind its key 2, leased 3, final 4
--- wake_at: when a waiting record is due or expires, or a final one is deleted; leases end in memory,
---        for the one process that owns this file holds them all
+-- wake_at: when a waiting record is due or expires, or a final one is deleted; whoever sets it sets a
+--        timer too. Of a leased record it means nothing: leases end in memory, for the one process that
+--        owns this file holds them all
+-- request_bytes: of what was accepted; a final record that is not failed has dropped them
 
 CREATE TABLE records (
     seq INTEGER PRIMARY KEY,
@@ -37,16 +41,13 @@ CREATE TABLE records (
     replay_of BLOB,
     replayed_as BLOB,
     request_bytes INTEGER NOT NULL,
-    answer_bytes INTEGER NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT '',
     history BLOB NOT NULL DEFAULT x''
 );
 CREATE UNIQUE INDEX records_by_id ON records (id);
 CREATE INDEX records_ready ON records (lane, priority DESC, seq) WHERE place = 0;
-CREATE INDEX records_due ON records (place, wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX records_by_key ON records (lane, key, seq) WHERE key IS NOT NULL AND place < 4;
 CREATE UNIQUE INDEX records_by_scope ON records (scope) WHERE scope IS NOT NULL;
-CREATE INDEX records_leased ON records (seq) WHERE place = 3;
 CREATE INDEX records_dead ON records (lane, seq) WHERE state = 4;
 
 CREATE TABLE requests (
@@ -60,11 +61,20 @@ CREATE TABLE requests (
 
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY,
-    head BLOB NOT NULL,
+    note BLOB NOT NULL,
+    head BLOB,
     body BLOB,
     blob TEXT,
     blob_bytes INTEGER
 );
+
+CREATE TABLE timers (
+    place INTEGER NOT NULL,
+    at REAL NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    PRIMARY KEY (place, at, first)
+) WITHOUT ROWID;
 
 CREATE TABLE lanes (
     lane INTEGER PRIMARY KEY,
@@ -81,6 +91,8 @@ CREATE TABLE lanes (
     ready INTEGER NOT NULL DEFAULT 0,
     bytes INTEGER NOT NULL DEFAULT 0,
     stale INTEGER NOT NULL DEFAULT 0,
-    paused INTEGER NOT NULL DEFAULT 0
+    paused INTEGER NOT NULL DEFAULT 0,
+    leased_first INTEGER NOT NULL DEFAULT 0,
+    leased_last INTEGER NOT NULL DEFAULT 0
 );
 INSERT INTO lanes (lane) VALUES (0), (1);
