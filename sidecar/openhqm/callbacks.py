@@ -209,6 +209,9 @@ class Callbacks:
     def taken(self, held: Held) -> None:
         """Nothing to prepare."""
 
+    def begin(self, held: Held) -> bool:
+        return False
+
     async def attempt(self, held: Held) -> Settlement:
         lease = held.lease
         try:

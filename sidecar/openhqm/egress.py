@@ -1,9 +1,11 @@
 """Replays stored requests: lease, forward, decide, settle. Policy is in `retry.py` and `breaker.py`.
 
 `dispatcher.py` brings the leases and commits the results; a `Runner` (forwarder.py for the app,
-handlers.py for Python) turns one envelope into one answer. What this module keeps (design R4): a lease
-counts as sent from the moment its runner starts, everything before that is released or ended unsent,
-and everything after it is judged by the retry table, a cancelled attempt and a drain included.
+handlers.py for Python) turns one envelope into one answer. An ordinary request goes the short way,
+`begin` to `_told`; any other is awaited in `attempt`. Both prepare and end with the same functions.
+What this module keeps (design R4): a lease counts as sent from the moment its runner starts, everything
+before that is released or ended unsent, and everything after it is judged by the retry table, a cancelled
+attempt and a drain included.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 import orjson
@@ -80,8 +83,33 @@ class Forwarded(Protocol):
     def body_bytes(self) -> int: ...
 
 
+class Call(Protocol):
+    """An envelope that is being run the short way."""
+
+    def outcome(self) -> Forwarded | None:
+        """The answer, once told that there is one. None: await `rest`. Raises what `Runner.forward` does."""
+        ...
+
+    async def rest(self) -> Forwarded:
+        """Bring an answer that cannot be had without waiting."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop; nothing more is told."""
+        ...
+
+
 class Runner(Protocol):
     """Runs one envelope once."""
+
+    def begin(
+        self, envelope: Envelope, body: Body, tell: Callable[[], None], *, record_id: bytes, epoch: int
+    ) -> Call | None:
+        """Run it without waiting; *tell* is called later, when there is an outcome.
+
+        Returns: None when only `forward` can run it; nothing has been done then.
+        """
+        ...
 
     async def forward(self, envelope: Envelope, body: Body, *, record_id: bytes, epoch: int) -> Forwarded:
         """Return the answer.
@@ -97,10 +125,13 @@ class Runner(Protocol):
 class _Attempt:
     """What is known of one attempt, from lease to committed settlement."""
 
-    __slots__ = ("envelope", "event", "probe")
+    __slots__ = ("call", "envelope", "event", "probe", "runner", "started_at")
 
     def __init__(self) -> None:
+        self.started_at = 0.0
         self.envelope: Envelope | None = None
+        self.runner: Runner | None = None
+        self.call: Call | None = None
         self.event: Event | None = None
         self.probe = False
 
@@ -261,41 +292,77 @@ class Egress:
             self._lifecycle.tally(Happening.LEASED)
         self._checkpoint("claimed")
 
+    def begin(self, held: Held) -> bool:
+        """Run an ordinary request the short way; see `Worker`."""
+        try:
+            settlement = self._prepare(held)
+            if settlement is None:
+                return self._call(held)
+        except Exception as exc:
+            settlement = self._end(held, self._failed(held, exc))
+        self._dispatcher.ended(held, settlement)
+        return True
+
+    def _call(self, held: Held) -> bool:
+        lease = held.lease
+        attempt: _Attempt = held.notes
+        assert attempt.runner is not None
+        assert attempt.envelope is not None
+        held.sent = True
+        attempt.call = attempt.runner.begin(
+            attempt.envelope, lease.body, partial(self._told, held), record_id=lease.id, epoch=lease.epoch
+        )
+        held.sent = attempt.call is not None
+        return held.sent
+
+    def _told(self, held: Held) -> None:
+        """The answer to a call has come, or at least its beginning, or there will be none."""
+        settlement: Settlement | None = None
+        try:
+            outcome = held.notes.call.outcome()
+            if outcome is not None:
+                settlement = self._end(held, outcome)
+        except Exception as exc:
+            settlement = self._end(held, self._failed(held, exc))
+        if settlement is None:
+            self._dispatcher.go_on(held)
+        else:
+            self._dispatcher.ended(held, settlement)
+
     async def attempt(self, held: Held) -> Settlement:
-        """Run one request once and say what to settle."""
-        lease, attempt = held.lease, held.notes
-        started_at = self._now()
-        unsent = self._reason_not_to_send(held, started_at)
-        if unsent is not None:
-            return unsent
+        """Run what `begin` left, or the rest of it, and say what to settle."""
+        attempt: _Attempt = held.notes
         outcome: Forwarded | Exception
         try:
-            attempt.envelope = Envelope.decode(lease.envelope)
-            runner = self._runner(attempt.envelope.target)
-            if runner is None:
-                return self._give_up(held, Reason.UNKNOWN_TARGET, sent=False)
-            if attempt.envelope.target == "app":
-                if self._breaker.state is BreakerState.OPEN:  # it opened while the lease call waited
-                    return self._release(held, 0.0, reason="breaker-open")
-                attempt.probe = self._breaker.started()
-            held.sent = True
-            outcome = await runner.forward(
-                attempt.envelope, lease.body, record_id=lease.id, epoch=lease.epoch
-            )
-        except (AppError, EnvelopeCorrupt, StoreUnavailable) as exc:
-            outcome = exc
-        except Exception as exc:  # the one guard: a fault of ours must not stop the queue
-            log.exception("egress.failed", correlation_id=lease.id.hex(), attempt=lease.attempt)
-            outcome = exc
-        ended_at = self._now()
-        self._learn(held, outcome, ended_at)
-        return self._conclude(held, outcome, ended_at, ended_at - started_at)
+            if attempt.call is not None:
+                outcome = await attempt.call.rest()
+            else:
+                unsent = self._pass_breaker(held)
+                if unsent is not None:
+                    return unsent
+                outcome = await self._forward(held)
+        except Exception as exc:
+            outcome = self._failed(held, exc)
+        return self._end(held, outcome)
+
+    async def _forward(self, held: Held) -> Forwarded:
+        lease = held.lease
+        attempt: _Attempt = held.notes
+        assert attempt.runner is not None
+        assert attempt.envelope is not None
+        held.sent = True
+        return await attempt.runner.forward(
+            attempt.envelope, lease.body, record_id=lease.id, epoch=lease.epoch
+        )
 
     def interrupted(self, held: Held, why: Stop) -> Settlement | None:
         now = self._now()
-        if held.notes.probe:
+        attempt: _Attempt = held.notes
+        if attempt.call is not None:
+            attempt.call.cancel()
+        if attempt.probe:
             self._breaker.ended(CallResult.NEUTRAL, now, probe=True)
-            held.notes.probe = False
+            attempt.probe = False
         if why is Stop.LOST:
             self._emit(self._event(held, Happening.LEASE_LOST))
             return None
@@ -317,6 +384,44 @@ class Egress:
         self._checkpoint("after-ack")
 
     # one attempt
+
+    def _prepare(self, held: Held) -> Settlement | None:
+        """Do what comes before the call. Returns what to settle if there will be none.
+
+        Raises:
+            EnvelopeCorrupt: there is nothing to send.
+        """
+        attempt: _Attempt = held.notes
+        attempt.started_at = self._now()
+        unsent = self._reason_not_to_send(held, attempt.started_at)
+        if unsent is not None:
+            return unsent
+        attempt.envelope = Envelope.decode(held.lease.envelope)
+        attempt.runner = self._runner(attempt.envelope.target)
+        if attempt.runner is None:
+            return self._give_up(held, Reason.UNKNOWN_TARGET, sent=False)
+        return self._pass_breaker(held)
+
+    def _pass_breaker(self, held: Held) -> Settlement | None:
+        """Tell the breaker of the call that begins; a second time where `begin` left it to `attempt`."""
+        attempt: _Attempt = held.notes
+        assert attempt.envelope is not None
+        if attempt.envelope.target == "app" and not attempt.probe:
+            if self._breaker.state is BreakerState.OPEN:  # it opened while the lease call waited
+                return self._release(held, 0.0, reason="breaker-open")
+            attempt.probe = self._breaker.started()
+        return None
+
+    def _failed(self, held: Held, exc: Exception) -> Exception:
+        """The one guard: a fault of ours must not stop the queue."""
+        if not isinstance(exc, (AppError, EnvelopeCorrupt, StoreUnavailable)):
+            log.exception("egress.failed", correlation_id=held.lease.id.hex(), attempt=held.lease.attempt)
+        return exc
+
+    def _end(self, held: Held, outcome: Forwarded | Exception) -> Settlement:
+        now = self._now()
+        self._learn(held, outcome, now)
+        return self._conclude(held, outcome, now, now - held.notes.started_at)
 
     def _reason_not_to_send(self, held: Held, now: float) -> Settlement | None:
         remaining_seconds = held.remaining_seconds(now)

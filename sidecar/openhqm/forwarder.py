@@ -48,6 +48,36 @@ class Forwarded:
     length_verified: bool
 
 
+class Call:
+    """A request that was sent the short way: nobody waits for its answer, somebody is told."""
+
+    __slots__ = ("_epoch", "_forwarder", "_record_id", "_response")
+
+    def __init__(self, forwarder: Forwarder, response: Response, record_id: bytes, epoch: int) -> None:
+        self._forwarder = forwarder
+        self._response = response
+        self._record_id = record_id
+        self._epoch = epoch
+
+    def outcome(self) -> Forwarded | None:
+        """Return the answer; None: it is too long to be had without waiting, and `rest` brings it.
+
+        Raises what `Forwarder.forward` raises.
+        """
+        error = self._response.error
+        if error is not None:
+            raise error
+        return self._forwarder.whole(self._response)
+
+    async def rest(self) -> Forwarded:
+        """Wait for an answer whose beginning has come."""
+        return await self._forwarder.collect(self._response, self._record_id, self._epoch)
+
+    def cancel(self) -> None:
+        """Stop: the app sees its connection end. Nothing happens when the answer is complete."""
+        self._response.cancel()
+
+
 class Forwarder:
     """Calls the app.
 
@@ -85,9 +115,7 @@ class Forwarder:
             EnvelopeCorrupt: the stored body is missing or has another length than was accepted.
             StoreUnavailable: a blob could not be read or written; the app may have been called.
         """
-        timeout_seconds = envelope.timeout_seconds
-        if timeout_seconds is None:
-            timeout_seconds = self._timeout_seconds
+        timeout_seconds = self._timeout_of(envelope)
         outgoing = body if isinstance(body, bytes) else self._stored(body)
         if self._checkpoint is None:
             response = await self._client.exchange(
@@ -95,16 +123,51 @@ class Forwarder:
             )
         else:
             response = await self._call_by_steps(envelope.head, outgoing, timeout_seconds, self._checkpoint)
-        answer_body: Body | None = response.whole(self._inline_bytes)
-        if answer_body is None:
-            answer_body = await self._collect(response, record_id, epoch)
+        return self.whole(response) or await self.collect(response, record_id, epoch)
+
+    def begin(
+        self, envelope: Envelope, body: Body, tell: Callable[[], None], *, record_id: bytes, epoch: int
+    ) -> Call | None:
+        """Do what `forward` does without waiting; *tell* is called later, when there is an outcome.
+
+        Returns: None when only `forward` can do it: the body is not at hand, no connection is open,
+            or somebody watches the steps. Nothing was sent then.
+        """
+        if self._checkpoint is not None or not isinstance(body, bytes):
+            return None
+        response = self._client.begin(
+            envelope.head,
+            body,
+            timeout_seconds=self._timeout_of(envelope),
+            gather_bytes=self._spill_bytes,
+        )
+        if response is None:
+            return None
+        response.notify(tell)
+        return Call(self, response, record_id, epoch)
+
+    def _timeout_of(self, envelope: Envelope) -> float:
+        seconds = envelope.timeout_seconds
+        return self._timeout_seconds if seconds is None else seconds
+
+    def whole(self, response: Response) -> Forwarded | None:
+        """Return the answer if it is complete and not too long to be stored as it is."""
+        body = response.whole(self._inline_bytes)
+        return None if body is None else self._forwarded(response, body, len(body))
+
+    async def collect(self, response: Response, record_id: bytes, epoch: int) -> Forwarded:
+        """Wait for the rest of an answer; a large one goes to a blob."""
+        body = await self._collect(response, record_id, epoch)
+        return self._forwarded(response, body, body.size if isinstance(body, BlobRef) else len(body))
+
+    def _forwarded(self, response: Response, body: Body, body_bytes: int) -> Forwarded:
         if self._checkpoint is not None:
             self._checkpoint("got-body")
         return Forwarded(
             status=response.status,
-            answer=Answer(head=stored_head(response), body=answer_body),
+            answer=Answer(stored_head(response), body),
             retry_after_seconds=retry_after_seconds(response.headers, time.time()),
-            body_bytes=answer_body.size if isinstance(answer_body, BlobRef) else len(answer_body),
+            body_bytes=body_bytes,
             length_verified=response.length_verified,
         )
 

@@ -108,6 +108,11 @@ class Handlers:
         """What may follow `handler:` in a target."""
         return frozenset(self._handlers)
 
+    def begin(
+        self, envelope: Envelope, body: Body, tell: Callable[[], None], *, record_id: bytes, epoch: int
+    ) -> None:
+        """A handler may take its time: there is no short way; see `egress.Runner`."""
+
     async def forward(self, envelope: Envelope, body: Body, *, record_id: bytes, epoch: int) -> Handled:
         """Run the handler the envelope names; see `egress.Runner`."""
         name = envelope.target.removeprefix("handler:")

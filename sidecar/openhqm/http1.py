@@ -86,15 +86,35 @@ class Client:
             AppTimeout, AppConnectionLost, AppAnswerInvalid: the app may have seen the request.
         """
         connection = self._take() or await self._connect()
-        response = Response(
-            connection, is_head=head.startswith(b"HEAD "), upgrade=False, gather_bytes=gather_bytes
-        )
-        self._begin(connection, response, timeout_seconds)
+        response = self._expect(connection, head, timeout_seconds, gather_bytes)
         if isinstance(body, bytes):
             connection.send(head, body)
         else:
             connection.send_stream(head, body, _nothing)
         await response.wait()
+        return response
+
+    def begin(
+        self, head: bytes, body: bytes, *, timeout_seconds: float, gather_bytes: int = HIGH_WATER_BYTES
+    ) -> Response | None:
+        """Like `exchange`, without waiting: `Response.notify` says who is told when the answer has come.
+
+        Returns: None when no kept connection can be used; then nothing was sent.
+        """
+        connection = self._take()
+        if connection is None:
+            return None
+        response = self._expect(connection, head, timeout_seconds, gather_bytes)
+        connection.send(head, body)
+        return response
+
+    def _expect(
+        self, connection: Connection, head: bytes, timeout_seconds: float, gather_bytes: int
+    ) -> Response:
+        response = Response(
+            connection, is_head=head.startswith(b"HEAD "), upgrade=False, gather_bytes=gather_bytes
+        )
+        self._begin(connection, response, timeout_seconds)
         return response
 
     async def stream(

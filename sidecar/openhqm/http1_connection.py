@@ -12,6 +12,7 @@ import math
 import re
 import select
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Protocol, cast
 
 import httptools
@@ -65,9 +66,9 @@ class Response:
         "_buffered",
         "_connection",
         "_error",
+        "_notify",
         "_pieces",
         "_threshold",
-        "_waiter",
         "complete",
         "framing",
         "head_complete",
@@ -93,7 +94,8 @@ class Response:
         self._pieces: list[bytes] = []
         self._buffered = 0
         self._threshold = gather_bytes
-        self._waiter: asyncio.Future[None] | None = None
+        self._notify: Callable[[], None] | None = None
+        """Called once, when there is enough or an error."""
         self._error: BaseException | None = None
 
     @property
@@ -158,14 +160,37 @@ class Response:
             raise self._error
         if self._is_enough():
             return
-        self._waiter = self._connection.loop.create_future()
+        waiter: asyncio.Future[None] = self._connection.loop.create_future()
+        self._notify = partial(self._release, waiter)
         try:
-            await self._waiter
+            await waiter
         except asyncio.CancelledError:
             self.close()
             raise
         finally:
-            self._waiter = None
+            self._notify = None
+
+    def _release(self, waiter: asyncio.Future[None]) -> None:
+        if waiter.done():
+            return
+        if self._error is not None:
+            waiter.set_exception(self._error)
+        else:
+            waiter.set_result(None)
+
+    def notify(self, listener: Callable[[], None]) -> None:
+        """Call *listener* once when `wait` would return or raise, which must not be so yet."""
+        self._notify = listener
+
+    @property
+    def error(self) -> BaseException | None:
+        """What `wait` would raise."""
+        return self._error
+
+    def cancel(self) -> None:
+        """Give up an answer nobody waits for any more; the listener is not told."""
+        self._notify = None
+        self.close()
 
     def _add(self, piece: bytes) -> None:
         self._pieces.append(piece)
@@ -175,24 +200,23 @@ class Response:
         return self.complete or (self.head_complete and self._buffered > self._threshold)
 
     def _wake(self) -> bool:
-        """Tell the waiter, if there is one and enough has come. Returns whether to keep reading."""
-        waiter = self._waiter
-        if waiter is not None and self._is_enough():
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
-            waiter = None
-        return waiter is not None or self._buffered <= HIGH_WATER_BYTES
+        """Tell the listener, if there is one and enough has come. Returns whether to keep reading."""
+        if self._notify is not None and self._is_enough():
+            self._tell()
+        return self._notify is not None or self._buffered <= HIGH_WATER_BYTES
 
     def _finish(self) -> None:
         self.complete = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._tell()
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error)
+        self._tell()
+
+    def _tell(self) -> None:
+        notify, self._notify = self._notify, None
+        if notify is not None:
+            notify()
 
 
 class Owner(Protocol):

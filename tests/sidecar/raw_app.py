@@ -12,7 +12,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from openhqm.http1 import Client
+from openhqm.http1 import Client, Response
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
@@ -124,3 +124,23 @@ def always(*parts: bytes, close: bool = False) -> Behaviour:
                 return
 
     return behave
+
+
+async def exchange_at_once(client: Client, head: bytes, body: bytes, *, timeout_seconds: float) -> Response:
+    """`Client.exchange` by way of `Client.begin`, on a connection opened for it."""
+    await open_connection(client)
+    response = client.begin(head, body, timeout_seconds=timeout_seconds)
+    assert response is not None
+    told = asyncio.Event()
+    response.notify(told.set)
+    await told.wait()
+    await response.wait()
+    return response
+
+
+async def open_connection(client: Client) -> None:
+    """Give *client* a kept connection, if it has none."""
+    if not client._idle:
+        connection = await client._connect()
+        connection.idle_since = connection.loop.time()
+        client.keep(connection)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 from tests.sidecar import virtual_time
+from tests.sidecar.ways import AnyWay, Way
 
 from openhqm.dispatcher import Dispatcher, Stop
 from openhqm.egress import Egress, attempt_note
@@ -43,7 +44,13 @@ class Reply:
     body_bytes = 6
 
 
-class App:
+@pytest.fixture(autouse=True, params=Way)
+def way(request, monkeypatch):
+    """Every test holds whichever way a request takes."""
+    monkeypatch.setattr(App, "way", request.param)
+
+
+class App(AnyWay):
     """Runs envelopes as told: a status, an error, or a function that may take its time."""
 
     def __init__(self, *script):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 from tests.sidecar import virtual_time
+from tests.sidecar.ways import AnyWay, Way
 
 from openhqm.egress import Egress
 from openhqm.envelope import Envelope
@@ -51,14 +52,18 @@ class Call:
     outcome: str = "interrupted"
 
 
-class App:
-    """Answers with the id and epoch it was asked for, if it answers."""
+class App(AnyWay):
+    """Answers with the id and epoch it was asked for, if it answers; takes requests on in every way."""
 
     def __init__(self, dice):
         self.dice = dice
         self.calls = defaultdict(list)
         self.running = set()
         self.is_well = False
+
+    @property
+    def way(self):
+        return self.dice.choice(list(Way))
 
     async def forward(self, envelope, body, *, record_id, epoch):
         assert record_id not in self.running, "two runs of one record at once"

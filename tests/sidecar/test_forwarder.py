@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.sidecar.raw_app import Behaviour, Peer, RawApp, always, connected, running
+from tests.sidecar.raw_app import Behaviour, Peer, RawApp, always, connected, open_connection, running
 
 from openhqm.envelope import Envelope
 from openhqm.errors import AnswerTooLarge, AppConnectionLost, AppTimeout, EnvelopeCorrupt
-from openhqm.forwarder import Checkpoint, Forwarder, retry_after_seconds
+from openhqm.forwarder import Checkpoint, Forwarded, Forwarder, retry_after_seconds
 from openhqm.settings import Settings
-from openhqm.stores.base import Answer, BlobRef, Blobs
+from openhqm.stores.base import Answer, BlobRef, Blobs, Body
 from openhqm.stores.blobs import FileBlobs, MemoryBlobs
 
 ID = bytes(range(16))
@@ -32,6 +32,28 @@ LINE = b"HTTP/1.1 200 OK\r\n"
 @pytest.fixture(params=["memory", "file"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
     return MemoryBlobs() if request.param == "memory" else FileBlobs(tmp_path)
+
+
+class AtOnce(Forwarder):
+    """Goes the short way where there is one."""
+
+    async def forward(self, envelope: Envelope, body: Body, *, record_id: bytes, epoch: int) -> Forwarded:
+        await open_connection(self._client)
+        told = asyncio.Event()
+        call = self.begin(envelope, body, told.set, record_id=record_id, epoch=epoch)
+        if call is None:
+            return await super().forward(envelope, body, record_id=record_id, epoch=epoch)
+        await told.wait()
+        return call.outcome() or await call.rest()
+
+
+@pytest.fixture(autouse=True, params=[Forwarder, AtOnce])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test holds for both ways."""
+    monkeypatch.setattr(sys.modules[__name__], "Way", request.param)
+
+
+Way = Forwarder
 
 
 @asynccontextmanager
@@ -48,7 +70,7 @@ async def forwarding(
         {"store": {"spill_bytes": spill_bytes}, "response": {"max_bytes": max_bytes}}
     )
     async with connected(behaviour) as (app, client):
-        yield app, Forwarder(client, blobs or MemoryBlobs(), settings, checkpoint=checkpoint)
+        yield app, Way(client, blobs or MemoryBlobs(), settings, checkpoint=checkpoint)
 
 
 async def stored(blobs: Blobs, data: bytes) -> BlobRef:

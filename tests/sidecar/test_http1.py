@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import h11
@@ -13,10 +13,10 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.sidecar.raw_app import Peer, always, connected, running
+from tests.sidecar.raw_app import Peer, always, connected, exchange_at_once, open_connection, running
 
 from openhqm.errors import AppAnswerInvalid, AppConnectionLost, AppError, AppTimeout, AppUnreachable
-from openhqm.http1 import Client, Framing
+from openhqm.http1 import Client, Framing, Response
 from openhqm.http1_connection import HEAD_LIMIT_BYTES
 
 GET = b"GET / HTTP/1.1\r\nHost: app\r\n\r\n"
@@ -200,6 +200,8 @@ ANSWERS = {
 }
 
 
+Exchange = Callable[..., Awaitable[Response]]
+
 CASES = {
     **{f"{name}, whole": (row, [row.raw]) for name, row in ANSWERS.items()},
     **{
@@ -210,18 +212,21 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("exchange", [Client.exchange, exchange_at_once], ids=["waiting", "at once"])
 @pytest.mark.parametrize(("row", "parts"), CASES.values(), ids=CASES.keys())
-async def test_an_answer_is_taken_exactly_or_refused(row: Row, parts: list[bytes]) -> None:
+async def test_an_answer_is_taken_exactly_or_refused(
+    exchange: Exchange, row: Row, parts: list[bytes]
+) -> None:
     """Each raw answer, in one piece and byte by byte, becomes the same answer or the same error."""
     request = GET.replace(b"GET", b"HEAD") if row.head else GET
     async with connected(always(*parts, close=row.closes), reuse_idle_seconds=60) as (app, client):
         if isinstance(row.body, type):
             with pytest.raises(row.body):
-                await client.exchange(request, b"", timeout_seconds=5)
+                await exchange(client, request, b"", timeout_seconds=5)
             assert len(app.requests) == 1
             return
 
-        response = await client.exchange(request, b"", timeout_seconds=5)
+        response = await exchange(client, request, b"", timeout_seconds=5)
 
         assert (response.status, await response.read()) == (row.status, row.body)
         assert response.complete
@@ -499,6 +504,30 @@ async def test_cancelling_the_caller_ends_the_connection() -> None:
 
         assert response.take() == b"ok"
         assert app.connections == 2
+
+
+async def test_an_answer_given_up_is_not_told() -> None:
+    """Who gives up a request sent at once hears no more of it, and its connection ends."""
+    arrived = asyncio.Event()
+
+    async def stay_silent(peer: Peer) -> None:
+        await peer.request()
+        arrived.set()
+        assert await peer.reader.read() == b""
+
+    async with connected(stay_silent) as (app, client):
+        assert client.begin(POST, b"body", timeout_seconds=5) is None  # no connection is open
+        await open_connection(client)
+        response = client.begin(POST, b"body", timeout_seconds=5)
+        assert response is not None
+        response.notify(lambda: pytest.fail("told"))
+        await arrived.wait()
+
+        response.cancel()
+
+        await asyncio.wait_for(app.quiet(), 5)
+        assert isinstance(response.error, AppConnectionLost)
+        assert app.connections == 1
 
 
 async def test_closing_the_client_ends_what_is_under_way() -> None:
