@@ -11,7 +11,6 @@ their loops as named tasks, and ends them in the order that loses nothing (`_dra
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
@@ -77,7 +76,6 @@ def run(
         StoreUnavailable: the store cannot be reached.
     """
     logs.configure(settings.log)
-    _calm_garbage_collector()
     return uvloop.run(Process(settings, config, reread, checkpoint).run())
 
 
@@ -303,16 +301,6 @@ def _exposition(tallies: Tallies, egress: Egress | None) -> Exposition:
         return Metrics(CollectorRegistry(), tallies, egress)
 
     return lambda: metrics().render()
-
-
-def _calm_garbage_collector() -> None:
-    """Look at young objects less often, and at what was imported never: 8 to 13% of the accept path.
-
-    A request leaves no cycles behind; the collector is for the rare ones that errors leave.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
 
 
 def _app_client(settings: Settings) -> Client | None:
