@@ -39,6 +39,16 @@ ORIGINAL_PORTS_ANNOTATION = f"{GROUP}/original-ports"
 
 FINALIZER = f"{GROUP}/finalizer"
 
+HELD_ANNOTATION = f"{GROUP}/waits-for-deploy"
+"""On an AsyncProxy with rollout OnNextDeploy: the template that is to be deployed over, as a digest."""
+
+STORE_SECRET = "openhqm-store"  # noqa: S105 - the name of a Secret
+"""In a workload's namespace: the URL of the Redis that the chart brings along, minted by the operator."""
+STORE_SECRET_KEY = "url"  # noqa: S105 - the name of a key
+
+HANDLE_SECRET_KEY = "keys"  # noqa: S105 - the name of a key
+"""In `handle_secret(proxy)`: secrets between commas, the first signs handles, all verify."""
+
 # --- who writes -----------------------------------------------------------------------------------------
 
 OPERATOR_MANAGER = "openhqm-operator"
@@ -75,6 +85,21 @@ def child_name(proxy: str, suffix: str, limit: int = _LABEL_LIMIT) -> str:
     """Name of an object of ours for *proxy*: `<proxy>-openhqm-<suffix>`, never longer than *limit*."""
     tail = f"-openhqm-{suffix}"
     return _bounded(proxy, limit - len(tail)) + tail
+
+
+def settings_map(proxy: str) -> str:
+    """Name of the ConfigMap with *proxy*'s settings."""
+    return child_name(proxy, "settings")
+
+
+def handle_secret(proxy: str) -> str:
+    """Name of the Secret with the keys that sign *proxy*'s handles."""
+    return child_name(proxy, "handles")
+
+
+def queue_name(namespace: str, proxy: str) -> str:
+    """Name of the queue in the store: `<namespace>.<proxy>`, short enough for `queue.name`."""
+    return f"{namespace}.{_bounded(proxy, _LABEL_LIMIT)}"
 
 
 def _bounded(name: str, limit: int) -> str:
