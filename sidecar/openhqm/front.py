@@ -129,6 +129,10 @@ class Front:
         if self._submitter is not None:
             self._submitter.apply(settings)
 
+    def waiting_clients(self) -> int:
+        """Clients held for an answer, a long poll or events."""
+        return self._waiters.waiting
+
     async def listen(self) -> int:
         """Take connections; returns the port.
 

@@ -135,6 +135,8 @@ class Process:
         loops = {"housekeeping": Housekeeping(store, lifecycle).run(), "sampler": sampler.run()}
         if front is not None:
             sampler.add(front.drain_rate.sampled)
+            stats.waiting_clients = front.waiting_clients
+            tallies.figure("openhqm_waiting_clients", "Clients held for an answer.", front.waiting_clients)
         if egress is not None and callbacks is not None:
             loops |= {"egress": egress.run(), "callbacks": callbacks.run()}
         if self._reread is not None:

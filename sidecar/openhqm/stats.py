@@ -85,6 +85,8 @@ class Stats:
         self.phase = Phase.STARTING
         self.ports: dict[str, int] = {}
         """Where the servers really listen: "ingress", "health", "admin" -> port."""
+        self.waiting_clients: Callable[[], int] = lambda: 0
+        """Clients held for an answer; none where this process takes nothing in (mode egress)."""
         self._store = store
         self._egress = egress
         self._queue = queue
@@ -135,6 +137,7 @@ class Stats:
             "delayed": counts.delayed,
             "in_flight": egress.in_flight if egress else 0,
             "concurrency": egress.concurrency if egress else 0,
+            "waiting_clients": self.waiting_clients(),
             "oldest_age_seconds": _age_seconds(counts),
             "arrival_per_second": arrival,
             "drain_per_second": drain,

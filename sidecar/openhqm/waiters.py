@@ -52,8 +52,8 @@ class Waiters:
 
     @property
     def waiting(self) -> int:
-        """Records that somebody waits for now."""
-        return len(self._waiting)
+        """Clients that wait now."""
+        return sum(map(len, self._waiting.values()))
 
     async def read(self, id: bytes, *, answer: bool = False) -> Record | None:
         """Read one record, in one batch with everything read in the same tick.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -76,6 +77,21 @@ async def test_full_backlog_refuses_the_new_and_recovers_when_it_drains(tmp_path
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.headers["content-type"] == "application/problem+json"
     assert json.loads(refused.body)["type"] == "urn:openhqm:problem:backlog-full"
+
+
+async def test_clients_held_for_an_app_that_is_away_are_counted(tmp_path: Path) -> None:
+    held = [("Prefer", "wait=30")]
+
+    async with started(sidecar(tmp_path, 1, sqlite(tmp_path))) as process:
+        waits = [asyncio.create_task(call(process.port, "POST", "/orders", b"x", held)) for _ in range(3)]
+        while json.loads((await call(process.health_port, "GET", "/stats")).body)["waiting_clients"] < 3:
+            assert not any(wait.done() for wait in waits)
+        metrics = await call(process.health_port, "GET", "/metrics")
+        process.signal(signal.SIGTERM)
+        replies = await asyncio.gather(*waits)
+
+    assert b"openhqm_waiting_clients 3.0\n" in metrics.body
+    assert [reply.status for reply in replies] == [202, 202, 202]
 
 
 @pytest.mark.external_service

@@ -110,10 +110,10 @@ def test_store_counters_add_up():
 
 def test_figures_of_other_modules_are_read_when_asked():
     figures, waits = Figures(), [4]
-    figures.tallies.figure("openhqm_waits_active", "Connections held for an answer.", lambda: waits[0])
+    figures.tallies.figure("openhqm_waiting_clients", "Clients held for an answer.", lambda: waits[0])
     waits[0] = 7
 
-    assert figures("openhqm_waits_active") == 7
+    assert figures("openhqm_waiting_clients") == 7
 
 
 def test_while_the_store_is_away_its_last_figures_stay():

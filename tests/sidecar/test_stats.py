@@ -67,11 +67,12 @@ async def test_figures_for_the_autoscaler(store: MemoryStore) -> None:
     await accept(store, 3)
     await store.accept([NewRecord(id=uuid.uuid4().bytes, envelope=b"", delay_seconds=60)])
     stats = Stats(store, Egress(in_flight=2), Lifecycle(), queue="orders")
+    stats.waiting_clients = lambda: 5
 
     figures = await stats.read()
 
     assert (figures["queue"], figures["backlog"], figures["due"], figures["delayed"]) == ("orders", 4, 3, 1)
-    assert (figures["in_flight"], figures["concurrency"]) == (2, 8)
+    assert (figures["in_flight"], figures["concurrency"], figures["waiting_clients"]) == (2, 8, 5)
     assert figures["oldest_age_seconds"] >= 0
     assert figures["requests"]["accepted"] == 4
     assert figures["requests"]["conserved"] is True

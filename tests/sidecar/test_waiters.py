@@ -139,6 +139,21 @@ async def test_changes_are_told_once_each_until_final():
     await waiters.close()
 
 
+async def test_all_who_wait_for_one_record_are_counted(store):
+    waiters = Waiters(store)
+    waiters.open()
+    id = await accept(store)
+    waiting = [asyncio.create_task(waiters.final(id, 30)) for _ in range(2)]
+    await asyncio.sleep(0)
+
+    counted = waiters.waiting
+    waiters.drain()
+    await asyncio.gather(*waiting)
+
+    assert (counted, waiters.waiting) == (2, 0)
+    await waiters.close()
+
+
 async def test_who_stops_waiting_is_forgotten(store):
     waiters = Waiters(store, reread_seconds=0.001)
     waiters.open()
