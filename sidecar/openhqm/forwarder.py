@@ -163,12 +163,16 @@ class Forwarder:
     def _forwarded(self, response: Response, body: Body, body_bytes: int) -> Forwarded:
         if self._checkpoint is not None:
             self._checkpoint("got-body")
+        known = response.known
+        if known is not None and known.stored:
+            head, retry_after = known.stored, None
+        else:
+            head = stored_head(response)
+            retry_after = retry_after_seconds(response.headers, time.time())
+            if known is not None and retry_after is None:
+                known.stored = head
         return Forwarded(
-            status=response.status,
-            answer=Answer(stored_head(response), body),
-            retry_after_seconds=retry_after_seconds(response.headers, time.time()),
-            body_bytes=body_bytes,
-            length_verified=response.length_verified,
+            response.status, Answer(head, body), retry_after, body_bytes, response.length_verified
         )
 
     async def _call_by_steps(

@@ -26,7 +26,8 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from openhqm.errors import AppConnectionLost, AppTimeout, AppUnreachable
-from openhqm.http1_connection import HIGH_WATER_BYTES, Connection, Framing, Headers, Response
+from openhqm.http1_connection import HIGH_WATER_BYTES, Connection, Framing, Response
+from openhqm.http1_heads import Headers, KnownHeads
 
 __all__ = ["Client", "Framing", "Headers", "Response"]
 
@@ -59,6 +60,7 @@ class Client:
         self._connect_timeout_seconds = connect_timeout_seconds
         self._reuse_idle_seconds = reuse_idle_seconds
         self._max_idle = max_idle
+        self.heads = KnownHeads()
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None

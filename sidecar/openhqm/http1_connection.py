@@ -18,6 +18,7 @@ from typing import Protocol, cast
 import httptools
 
 from openhqm.errors import AppAnswerInvalid, AppConnectionLost
+from openhqm.http1_heads import Head, Headers, KnownHeads
 
 HEAD_LIMIT_BYTES = 64 * 1024
 """Most bytes of an answer's head; also of interim answers, chunk extensions or trailers in a row."""
@@ -31,8 +32,6 @@ _INTERIM = frozenset({100, 102, 103})
 _BODILESS = frozenset({204, 304})
 _VERSION_PREFIX = b"HTTP/1."
 _CONTROL_BYTE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class Framing(enum.Enum):
@@ -60,6 +59,7 @@ class Response:
         version: "1.1" or "1.0".
         framing: how the end of the body is known.
         complete: nothing more will arrive; what `read` and `take` still hold is all.
+        known: the head as it is known from earlier answers, None where it is not.
     """
 
     __slots__ = (
@@ -74,6 +74,7 @@ class Response:
         "head_complete",
         "headers",
         "is_head",
+        "known",
         "reason",
         "status",
         "upgrade",
@@ -90,6 +91,7 @@ class Response:
         self.upgrade = upgrade
         self.head_complete = False
         self.complete = False
+        self.known: Head | None = None
         self._connection = connection
         self._pieces: list[bytes] = []
         self._buffered = 0
@@ -192,6 +194,16 @@ class Response:
         self._notify = None
         self.close()
 
+    def _fill(self, head: Head, body: bytes) -> None:
+        """Take a whole answer whose head is known."""
+        self.known = head
+        self.status, self.reason, self.version = head.status, head.reason, head.version
+        self.headers = head.headers
+        self.framing = Framing.LENGTH
+        self.head_complete = True
+        if body:
+            self._add(body)
+
     def _add(self, piece: bytes) -> None:
         self._pieces.append(piece)
         self._buffered += len(piece)
@@ -220,7 +232,9 @@ class Response:
 
 
 class Owner(Protocol):
-    """Who keeps connections between exchanges."""
+    """Who keeps connections between exchanges, and the heads of the answers that came on them."""
+
+    heads: KnownHeads
 
     def keep(self, connection: Connection) -> None:
         """Take back a connection whose exchange is over and that can carry another."""
@@ -380,7 +394,9 @@ class Connection(asyncio.Protocol):
         if response.framing is Framing.UPGRADE:
             response._add(data)
         else:
-            if not self._begun and not (data := self._admit_start(data)):
+            if not self._begun and (
+                self._take_whole(data, response) or not (data := self._admit_start(data))
+            ):
                 return
             self._parse(data, response)
             if self._response is None:
@@ -416,6 +432,19 @@ class Connection(asyncio.Protocol):
 
     # -- parsing -------------------------------------------------------------------------------
 
+    def _take_whole(self, data: bytes, response: Response) -> bool:
+        """End the exchange at once if *data* is a whole answer with a known head; otherwise parse it."""
+        if self._start or response.is_head or not self._sent:
+            return False
+        head = self._owner.heads.find(data)
+        if head is None:
+            return False
+        response._fill(head, data[len(head.raw) :])
+        self._keep_alive = True
+        self._last_piece = data
+        self._end(data)
+        return True
+
     def _admit_start(self, data: bytes) -> bytes:
         """Return the bytes to parse, b"" while there are too few or when they are refused.
 
@@ -433,6 +462,7 @@ class Connection(asyncio.Protocol):
 
     def _parse(self, data: bytes, response: Response) -> None:
         before = response._buffered
+        is_first = not self._framing_bytes and not response.head_complete
         self._framing_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -448,9 +478,26 @@ class Connection(asyncio.Protocol):
         if self._invalid:
             self._refuse(self._invalid)
         elif self._message_complete:
+            if is_first and response.framing is Framing.LENGTH:
+                self._learn(data, response)
             self._end(data)
         else:
             self._limit_framing(had_body=response._buffered > before)
+
+    def _learn(self, data: bytes, response: Response) -> None:
+        """Know the head of *data*, an answer that came in one piece, if it stands alone before its body."""
+        raw = data[: data.find(b"\r\n\r\n") + 4]
+        if self._keep_alive and not self._surplus and len(raw) + response._buffered == len(data):
+            self._owner.heads.keep(
+                Head(
+                    raw,
+                    response.status,
+                    response.reason,
+                    response.headers,
+                    response.version,
+                    response._buffered,
+                )
+            )
 
     def _limit_framing(self, *, had_body: bool) -> None:
         """Bound heads, chunk extensions and trailers, which the parser takes at any length."""

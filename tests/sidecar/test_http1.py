@@ -18,6 +18,7 @@ from tests.sidecar.raw_app import Peer, always, connected, exchange_at_once, ope
 from openhqm.errors import AppAnswerInvalid, AppConnectionLost, AppError, AppTimeout, AppUnreachable
 from openhqm.http1 import Client, Framing, Response
 from openhqm.http1_connection import HEAD_LIMIT_BYTES
+from openhqm.http1_heads import LONGEST_HEAD_BYTES, MOST_HEADS, Head, KnownHeads
 
 GET = b"GET / HTTP/1.1\r\nHost: app\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 4\r\n\r\n"
@@ -232,13 +233,73 @@ async def test_an_answer_is_taken_exactly_or_refused(
         assert response.complete
         assert response.length_verified is row.verified
         if len(parts) == 1:  # in slices, what follows the answer may come after the next request
-            await _exchange_is_possible(client, request)
+            again = await exchange(client, request, b"", timeout_seconds=5)
             assert app.connections == (1 if row.kept else 2)
+            # The head of the second may be known from the first: that must make no difference.
+            assert _told_by(again) == _told_by(response)
+            assert (again.complete, again.take()) == (True, row.body)
 
 
-async def _exchange_is_possible(client: Client, request: bytes) -> None:
-    response = await client.exchange(request, b"", timeout_seconds=5)
-    assert response.complete
+def _told_by(response: Response) -> tuple[object, ...]:
+    return response.status, response.reason, response.headers, response.version, response.framing
+
+
+PARTS = {
+    "whole": [OK],
+    "in slices": [OK[:9], OK[9:-2], OK[-2:]],
+    "body apart": [OK[:-2], OK[-2:]],
+    "one byte short": [OK[:-1], OK[-1:]],
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
+async def test_an_answer_with_a_known_head_may_come_in_any_pieces(parts: list[bytes]) -> None:
+    """A head known from an earlier answer is used for whole answers only."""
+
+    async def behave(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        while await peer.request():
+            for part in parts:
+                await peer.send(part)
+                await asyncio.sleep(0.001)
+
+    async with connected(behave, reuse_idle_seconds=60) as (app, client):
+        for _ in range(3):
+            response = await client.exchange(GET, b"", timeout_seconds=5)
+            assert (response.headers, response.take()) == ([(b"Content-Length", b"2")], b"ok")
+            assert (response.known is not None) is (parts == [OK] and len(app.requests) > 1)
+        assert app.connections == 1
+
+
+@pytest.mark.parametrize("surplus", [OK, b"x", b"\r\n"])
+async def test_bytes_behind_an_answer_with_a_known_head_end_its_connection(surplus: bytes) -> None:
+    """What follows the body is nobody's answer, known head or not."""
+
+    async def behave(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        while await peer.request():
+            await peer.send(OK + surplus)
+
+    async with connected(behave, reuse_idle_seconds=60) as (app, client):
+        for _ in range(3):
+            response = await client.exchange(GET, b"", timeout_seconds=5)
+            assert response.take() == b"ok"
+        assert app.connections == 2
+
+
+async def test_known_heads_are_bounded() -> None:
+    """An app that never writes the same head twice, or very long ones, fills no memory."""
+    heads = KnownHeads()
+    for number in range(MOST_HEADS * 3):
+        heads.keep(Head(b"HTTP/1.1 200 OK\r\nX: %d\r\n\r\n" % number, 200, b"OK", [], "1.1", 0))
+    heads.keep(
+        Head(b"HTTP/1.1 200 OK\r\nX: %b\r\n\r\n" % (b"x" * LONGEST_HEAD_BYTES), 200, b"", [], "1.1", 0)
+    )
+
+    assert len(heads._heads) <= MOST_HEADS
+    assert all(len(raw) <= LONGEST_HEAD_BYTES for raw in heads._heads)
 
 
 async def test_names_and_values_arrive_as_the_app_sent_them() -> None:
