@@ -47,6 +47,9 @@ COMMIT_SECONDS = 3.0
 """Longest wait for a commit. The client then gets a 503, and its request may still become committed:
 without a 202 it may or may not exist, and an Idempotency-Key finds it."""
 
+# Used for every request; looking up an enum's member costs 0.2 us each time.
+_REPEAT, _UNKNOWN, _ACCEPTED = OnLost.REPEAT, OnLost.UNKNOWN, Happening.ACCEPTED
+
 log = structlog.get_logger("openhqm.acceptor")
 
 Outcome = Accepted | Existing | Refused
@@ -174,10 +177,10 @@ class Acceptor:
         return self.accepted_reply(id, applied=_preferences_applied(control, 0.0))
 
     def _tell_accepted(self, id: bytes, body_bytes: int) -> None:
-        if self._lifecycle.hears(Happening.ACCEPTED):
-            self._lifecycle.emit(Event(Happening.ACCEPTED, id, body_bytes=body_bytes))
+        if self._lifecycle.hears(_ACCEPTED):
+            self._lifecycle.emit(Event(_ACCEPTED, id, body_bytes=body_bytes))
         else:
-            self._lifecycle.tally(Happening.ACCEPTED)
+            self._lifecycle.tally(_ACCEPTED)
 
     def _record(
         self,
@@ -201,7 +204,7 @@ class Acceptor:
             deadline=control.deadline,
             key=control.key,
             idempotency=idempotency,
-            on_lost=OnLost.REPEAT if repeatable else OnLost.UNKNOWN,
+            on_lost=_REPEAT if repeatable else _UNKNOWN,
             max_claims=self._settings.retry.max_claims,
             callback=callback,
         )

@@ -32,7 +32,6 @@ from openhqm.stores.base import (
     Replay,
     Retry,
     Settlement,
-    State,
 )
 from openhqm.stores.blobs import Garbage
 from openhqm.stores.clock import Clock
@@ -192,6 +191,7 @@ class Ledger:
         rows: list[object] = []
         requests: list[object] = []
         deadlines: dict[float, list[int]] = {}
+        repeats = OnLost.REPEAT  # a member is slow to look up: 0.2 us
         total = 0
         for record in records:
             envelope, body = record.envelope, record.body
@@ -199,7 +199,7 @@ class Ledger:
             deadline = rules.next_deadline(now, record.max_age_seconds)
             if deadline is not None:
                 deadlines.setdefault(deadline, []).append(seq)
-            repeat = int(record.on_lost is OnLost.REPEAT)
+            repeat = int(record.on_lost is repeats)
             rows += (seq, record.id, record.priority, record.max_claims, repeat)
             rows += (now, now, deadline, deadline, size)
             requests += (seq, envelope, body)
@@ -306,20 +306,26 @@ class Ledger:
         self._lapses_at = min(self._lapses_at, until)
         if not (rows := self._choose(limit, lane, until)):
             return []
-        figures, name = self._figures[lane], LANES[lane]
-        leases = []
+        leases, seqs = [], []
         for row in rows:
             held, lease = leased(row)
             self._held[held.id] = held
             leases.append(lease)
-            figures.states[row[WIDTH]] -= 1
-            self._changes.append(Change(held.id, State.RUNNING, name))
-        figures.states[RUNNING] += len(leases)
-        figures.ready -= len(leases)
-        seqs = [row[0] for row in rows]
+            seqs.append(held.seq)
+        self._count_leased(lane, leases, [row[WIDTH] for row in rows])
         self._connection.execute(LEASE, (now, str(seqs)))
         self._bound(lane, seqs)
         return leases
+
+    def _count_leased(self, lane: int, leases: Sequence[Lease], states: Sequence[int]) -> None:
+        """Count and tell leases of records that were in *states*."""
+        figures = self._figures[lane]
+        for state in (QUEUED, RETRYING):
+            figures.states[state] -= states.count(state)
+        figures.states[RUNNING] += len(leases)
+        figures.ready -= len(leases)
+        running, name = STATES[RUNNING], LANES[lane]
+        self._changes += [Change(lease.id, running, name) for lease in leases]
 
     def _bound(self, lane: int, seqs: Sequence[int]) -> None:
         """Widen the bounds of the lane's leased records to *seqs*; now and then make them exact."""
@@ -451,13 +457,7 @@ class Ledger:
         figures.ready -= held.place == READY
         figures.bytes -= self._options.answer_reserve_bytes
         if answer is not None:
-            body = answer.body
-            figures.bytes += len(answer.head) + rules.body_bytes(body)
-            if isinstance(body, bytes):
-                self._answered += (held.seq, note, answer.head, body)
-            else:
-                blob_answer = held.seq, note, answer.head, body.name, body.size
-                self._connection.execute(INSERT_BLOB_ANSWER, blob_answer)
+            figures.bytes += len(answer.head) + self._gather_answer(held.seq, note, answer)
         elif note:
             self._answered += (held.seq, note, None, None)
         ending = (state, attempts, held.claims if claims is None else claims, reason)
@@ -477,6 +477,16 @@ class Ledger:
             self._write_finished()
             self._free_key(held.lane, held.key)
 
+    def _gather_answer(self, seq: int, note: bytes, answer: Answer) -> int:
+        """Have an answer written; returns the size of its body."""
+        body = answer.body
+        if isinstance(body, bytes):
+            self._answered += (seq, note, answer.head, body)
+            return len(body)
+        blob_answer = seq, note, answer.head, body.name, body.size
+        self._connection.execute(INSERT_BLOB_ANSWER, blob_answer)
+        return body.size
+
     def _write_finished(self) -> None:
         """Write what `_finish` gathered; records that ended alike share a statement."""
         if not self._finished:
@@ -484,15 +494,16 @@ class Ledger:
         finished, self._finished = self._finished, {}
         answered, self._answered = self._answered, []
         now = self._clock()
+        options = self._options
         for (state, attempts, claims, reason), seqs in finished.items():
-            ttl = (
-                self._options.dead_letter_ttl_seconds if state == FAILED else self._options.answer_ttl_seconds
-            )
             these = str(seqs)
-            self._connection.execute(FINISH, (state, attempts, claims, reason, now, now + ttl, these))
-            if state != FAILED:
+            if state == FAILED:
+                expires_at = now + options.dead_letter_ttl_seconds
+            else:
+                expires_at = now + options.answer_ttl_seconds
                 self._connection.execute(DELETE_REQUESTS, (these,))
-            self._timers.set(FINAL, now + ttl, seqs)
+            self._connection.execute(FINISH, (state, attempts, claims, reason, now, expires_at, these))
+            self._timers.set(FINAL, expires_at, seqs)
         INSERT_ANSWER.run(self._connection, answered)
 
     def _put_callback(self, held: Held, now: float) -> None:
