@@ -182,7 +182,8 @@ class Server(Part):
     rules: ClassVar = (
         Rule(
             "!has(self.secretRef) || !has(self.previousSecretRef) || "
-            "self.secretRef != self.previousSecretRef",
+            "self.secretRef.name != self.previousSecretRef.name || "
+            "self.secretRef.key != self.previousSecretRef.key",
             "previousSecretRef is what was used before secretRef; they cannot be the same",
         ),
     )
@@ -324,16 +325,8 @@ class Scaling(Part):
         None,
         description="Grow further, up to twice, when the oldest request that is due waits longer than this.",
     )
-    up: ScaleUp = Field(
-        default_factory=ScaleUp,
-        description="How fast replicas are added.",
-        json_schema_extra={"default": {}},
-    )
-    down: ScaleDown = Field(
-        default_factory=ScaleDown,
-        description="How fast replicas are removed.",
-        json_schema_extra={"default": {}},
-    )
+    up: ScaleUp = Field(ScaleUp(), description="How fast replicas are added.")
+    down: ScaleDown = Field(ScaleDown(), description="How fast replicas are removed.")
     schedules: Annotated[
         tuple[Schedule, ...],
         Field(
@@ -376,11 +369,7 @@ class Spec(Part):
         description="Name or number of the app's containerPort. Default: its only one.",
         json_schema_extra={"x-kubernetes-int-or-string": True},
     )
-    intercept: Intercept = Field(
-        default_factory=Intercept,
-        description="How traffic reaches the sidecar.",
-        json_schema_extra={"default": {}},
-    )
+    intercept: Intercept = Field(Intercept(), description="How traffic reaches the sidecar.")
     routes: Annotated[
         tuple[Route, ...], Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "atomic"})
     ] = Field(
@@ -397,11 +386,7 @@ class Spec(Part):
     )
     key: Key | None = Field(None, description="What orders requests. Default: the OpenHQM-Key header alone.")
     settings: SettingsPart | None = Field(None, description="Settings of the sidecar.")
-    scaling: Scaling = Field(
-        default_factory=Scaling,
-        description="Replicas of the workload.",
-        json_schema_extra={"default": {}},
-    )
+    scaling: Scaling = Field(Scaling(), description="Replicas of the workload.")
     readiness: Readiness = Field(
         Readiness.PROXY,
         description="Proxy: once the app was ready, the Pod stays ready while the proxy serves, so that the "

@@ -125,6 +125,8 @@ class _Converter:
             merged["items"] = self.convert(merged["items"])
         if merged.get("type") == "integer":
             merged.setdefault("format", "int64")
+        if "default" in merged:
+            merged["default"] = _without_nulls(merged["default"])
         if merged.get("default", 0) is None:
             del merged["default"]
         return {key: merged[key] for key in _KEPT if key in merged}
@@ -139,6 +141,13 @@ class _Converter:
             [choice] = choices
             return self._resolve(choice) | own
         return own
+
+
+def _without_nulls(value: Any) -> Any:
+    """A part's default is written whole: the API server checks it against the rules as it stands."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return value
 
 
 def render() -> str:

@@ -40,16 +40,21 @@ class ClusterFailed(Exception):
 class ControlPlane:
     """One cluster's processes and how to reach it.
 
+    Args:
+        node_address: where a real node and its Pods reach the API server; without one it is reachable on
+            loopback alone.
+
     Attributes:
         kubeconfig: logs in as cluster admin.
         authority: signs more users and servers.
     """
 
-    def __init__(self, folder: Path, toolbox: Toolbox) -> None:
+    def __init__(self, folder: Path, toolbox: Toolbox, *, node_address: str = "") -> None:
         self.folder = folder
         self.toolbox = toolbox
         self.authority = Authority(folder / "pki")
-        self.address = own_address()
+        self.address = node_address or own_address()
+        self._bind = "0.0.0.0" if node_address else "127.0.0.1"
         self.port = free_port()
         self.server = f"https://127.0.0.1:{self.port}"
         self._admin = self.authority.issue("admin", organization="system:masters")
@@ -69,12 +74,12 @@ class ControlPlane:
 
     def start_api_server(self) -> None:
         """Start the API server, also again after `kill("kube-apiserver")`."""
-        self._run("kube-apiserver", self._api_server_arguments())
+        self.run("kube-apiserver", self._api_server_arguments())
         self.wait("the API server", "kube-apiserver", self._is_ready)
 
     def start_controllers(self) -> None:
         """Start the controller manager and the scheduler; returns when Pods can be made."""
-        self._run(
+        self.run(
             "kube-controller-manager",
             [
                 f"--kubeconfig={self.kubeconfig_of('system:kube-controller-manager')}",
@@ -92,7 +97,7 @@ class ControlPlane:
                 "--horizontal-pod-autoscaler-downscale-stabilization=10s",
             ],
         )
-        self._run(
+        self.run(
             "kube-scheduler",
             [
                 f"--kubeconfig={self.kubeconfig_of('system:kube-scheduler')}",
@@ -114,7 +119,7 @@ class ControlPlane:
             "pod/fast/pod-delete.yaml",
         )
         kwok = self.authority.issue("kwok", organization="system:masters")
-        self._run(
+        self.run(
             "kwok",
             [
                 f"--kubeconfig={self.authority.kubeconfig(self.server, kwok)}",
@@ -128,7 +133,7 @@ class ControlPlane:
         for name in names:
             node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
             self.request("POST", "/api/v1/nodes", node)
-        self.wait("the nodes", "kwok", self._nodes_are_ready)
+        self.wait("the nodes", "kwok", self.nodes_are_ready)
 
     def kubeconfig_of(self, user: str, organization: str = "") -> Path:
         """A kubeconfig that logs in as *user*."""
@@ -151,7 +156,7 @@ class ControlPlane:
         finally:
             connection.close()
         if answer.status >= 400:
-            raise ClusterFailed(f"{method} {path}: {answer.status} {text[:500]!r}")
+            raise ClusterFailed(f"{method} {path}: {answer.status} {text[:2000].decode()}")
         return json.loads(text) if text.startswith(b"{") else {"text": text.decode()}
 
     def install_definition(self, definition: dict) -> None:
@@ -164,7 +169,7 @@ class ControlPlane:
 
         def is_served() -> bool:
             # A list may answer 429 for a moment after the condition says Established.
-            conditions = self.request("GET", f"{definitions}/{name}")["status"].get("conditions", ())
+            conditions = self.request("GET", f"{definitions}/{name}")["status"].get("conditions") or ()
             established = any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
             return established and "items" in self.request("GET", f"/apis/{group}/{version}/{plural}")
 
@@ -206,7 +211,7 @@ class ControlPlane:
     def _start_etcd(self) -> None:
         peers = f"http://127.0.0.1:{free_port()}"
         clients = f"http://127.0.0.1:{self._etcd_port}"
-        self._run(
+        self.run(
             "etcd",
             [
                 "--name=test",
@@ -238,7 +243,7 @@ class ControlPlane:
         return [
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
             f"--secure-port={self.port}",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={self._bind}",
             f"--advertise-address={self.address}",
             f"--tls-cert-file={serving.certificate}",
             f"--tls-private-key-file={serving.key}",
@@ -267,7 +272,8 @@ class ControlPlane:
             f"--proxy-client-key-file={proxy.key}",
         ]
 
-    def _run(self, name: str, arguments: Sequence[str]) -> None:
+    def run(self, name: str, arguments: Sequence[str]) -> None:
+        """Start the component *name* beside the others; its log is `<name>.log` in the folder."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [self.toolbox[name], *arguments],
@@ -300,7 +306,8 @@ class ControlPlane:
     def _has_service_account(self) -> bool:
         return bool(self.request("GET", "/api/v1/namespaces/default/serviceaccounts/default"))
 
-    def _nodes_are_ready(self) -> bool:
+    def nodes_are_ready(self) -> bool:
+        """Whether there are nodes and all are Ready."""
         nodes = self.request("GET", "/api/v1/nodes")["items"]
         return bool(nodes) and all(
             any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", ()))

@@ -109,18 +109,19 @@ def prepare() -> Toolbox:
     """
     programs: dict[str, Path] = {}
     for module in MODULES:
-        folder = _cache() / f"{module.name}-{module.digest()}"
+        folder = cache() / f"{module.name}-{module.digest()}"
         if not (folder / module.names[-1]).exists():
             _build(module, folder)
         programs |= {name: folder / name for name in module.names}
     kwok = next(module for module in MODULES if module.name == "kwok")
-    stages = _cache() / f"kwok-{kwok.digest()}" / "stages"
+    stages = cache() / f"kwok-{kwok.digest()}" / "stages"
     if not stages.exists():
         _copy_stages(kwok, stages)
     return Toolbox(programs, stages)
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Where built things are kept: `$OPENHQM_TOOLS`, or a folder in the home directory."""
     base = os.environ.get("OPENHQM_TOOLS") or Path.home() / ".cache" / "openhqm" / "tools"
     return Path(base)
 
@@ -128,7 +129,7 @@ def _cache() -> Path:
 def _build(module: Module, folder: Path) -> None:
     if shutil.which("go") is None:
         raise ToolsMissing(f"{module.name} has to be built and there is no Go: https://go.dev/doc/install")
-    _say(f"building {module.name} (the first time takes about {module.minutes:g} minutes) ...")
+    say(f"building {module.name} (the first time takes about {module.minutes:g} minutes) ...")
     started = time.monotonic()
     building = folder.with_name(f"{folder.name}.{os.getpid()}")  # so that a half-built one is never used
     building.mkdir(parents=True)
@@ -140,7 +141,7 @@ def _build(module: Module, folder: Path) -> None:
         building.rename(folder)
     except OSError:  # somebody else was faster
         shutil.rmtree(building)
-    _say(f"built {module.name} in {time.monotonic() - started:.0f} s")
+    say(f"built {module.name} in {time.monotonic() - started:.0f} s")
 
 
 def _copy_stages(kwok: Module, stages: Path) -> None:
@@ -159,7 +160,8 @@ def _go(command: list[str], where: Path) -> str:
     return done.stdout
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell what a slow step is doing."""
     sys.stderr.write(f"cluster tools: {text}\n")
     sys.stderr.flush()
 
