@@ -16,6 +16,7 @@ from typing import Protocol
 import pytest
 from tests.conformance.store_case import StoreCase, eventually, get_one, new, take, take_one
 from tests.conformance.store_contract import StoreContract
+from tests.conformance.store_endings import done
 from tests.services import RedisServer, binary, free_port, missing, start_cluster, start_sentinel
 
 from openhqm.errors import SettingsError, StoreUnavailable
@@ -250,6 +251,24 @@ async def test_a_cancelled_lease_gives_back_what_it_took(open_store: Opener) -> 
     reopened = await open_store()
     assert (await reopened.counts()).running == 0
     assert len(await take(reopened, 100)) == 50
+
+
+async def test_a_settlement_that_is_not_usual_leaves_the_others_of_its_batch_alone(
+    open_store: Opener,
+) -> None:
+    store = await open_store()
+    await store.accept([new(), new(key=b"account-1"), new(), new()])
+    first, keyed, third, cancelled = await take(store, 4)
+    await store.cancel(cancelled.id)
+
+    applied = await store.settle(
+        [done(first), done(first), done(keyed), Finish(third.id, 9, State.DONE), done(cancelled)]
+    )
+
+    assert list(applied) == [True, False, True, False, True]
+    counts = await store.counts()
+    assert (counts.done, counts.running, counts.stale_settlements) == (3, 1, 2)
+    assert counts.conserved
 
 
 async def test_scripts_are_loaded_again_when_the_server_forgot_them(

@@ -113,7 +113,8 @@ class RedisStore:
             for libraries, flags, names in (
                 ((), "", ("accept_plain",)),
                 (("common", "life"), "", ("accept", "replay")),
-                (("common", "life"), "allow-oom", ("lease", "settle", "cancel", "purge", "sweep")),
+                (("settle_plain", "common", "life"), "allow-oom", ("settle",)),
+                (("common", "life"), "allow-oom", ("lease", "cancel", "purge", "sweep")),
                 (("common",), "allow-oom", ("extend", "pause")),
                 (("common", "reading"), "no-writes", ("read", "list")),
                 (("common",), "no-writes", ("counts",)),

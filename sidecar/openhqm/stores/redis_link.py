@@ -225,7 +225,7 @@ class Link:
     async def _exchange(self, args: Sequence[Argument]) -> Any:
         connection = await self._take()
         try:
-            await connection.send_packed_command(connection.pack_command(*args), check_health=False)
+            await connection.send_packed_command(encode_command(args), check_health=False)
             reply = await connection.read_response()
         except BaseException as exc:
             if isinstance(exc, ResponseError) and not isinstance(exc, _MOVED):
@@ -321,6 +321,15 @@ class Link:
             "driver_info": None,
             "socket_keepalive": True,
         }
+
+
+def encode_command(args: Sequence[Argument]) -> bytes:
+    """A command as Redis reads it: an array of strings, each with its length.
+
+    The library's own encoder takes three times as long per argument, and a batch has hundreds.
+    """
+    encoded = [arg if type(arg) is bytes else str(arg).encode() for arg in args]
+    return b"*%d\r\n%b" % (len(encoded), b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in encoded]))
 
 
 async def _connected(connection: AbstractConnection) -> AbstractConnection:

@@ -250,9 +250,9 @@ def _strings(meta: bytes) -> tuple[bytes, bytes | None, bytes | None, str]:
 
 def unpack_lease(id: bytes, meta: bytes, content: bytes, leased_at: float) -> Lease:
     """A lease from the record as the lease made it."""
-    values = _META.unpack_from(meta)
-    _, deadline, _, accepted_at, _, _, flags, epoch, attempts, claims = values[:10]
-    priority = values[14]
+    _, deadline, _, accepted_at, _, _, flags, epoch, attempts, claims, _, _, _, _, priority, _, _, _ = (
+        _META.unpack_from(meta)
+    )
     key, parent, _, _ = _strings(meta)
     envelope, body = unpack_content(content)
     return Lease(
@@ -317,6 +317,11 @@ def unpack_record(
         request=None if request is None else unpack_content(request),
         answer=None if answer is None else Answer(*unpack_content(answer)),
     )
+
+
+def unpack_plain_changes(packed: bytes) -> list[Change]:
+    """Changes of state none of which has a reason."""
+    return [Change(id, STATES[state], LANES[lane]) for id, lane, state, _ in _CHANGE.iter_unpack(packed)]
 
 
 def unpack_changes(packed: bytes, at: int = 0) -> list[Change]:

@@ -3,8 +3,8 @@
 -- ids; then per record LIFE with TERMS and strings, and its request.
 -- Reply: 1, or 0 when a limit or an id in use needs accept.lua to look at each; nothing was written.
 --
--- The way most records come takes half the server's time of accept.lua: it needs no library, decides
--- once for all, and makes no more strings per record than are stored.
+-- Most requests come this way. It needs no library, decides once for all and makes hardly more strings
+-- per record than are stored: the server takes 8 us per record, 13 in accept.lua.
 
 local max_age, priority, bytes = unpack_('>dBd', ARGV[2])
 local ids = ARGV[3]
@@ -20,7 +20,7 @@ local seq = tonumber(figures[5]) or 0
 local deadline = max_age > 0 and NOW + max_age or 0
 local level = (9 - priority) * LEVEL
 local place = sub(pack(PLACE, NOW, deadline, REQUESTS, NOW, 0), 1, -9) -- less seq
-local metas, values, all, ready, deadlines = {}, {}, {}, {}, {}
+local metas, values, all, ready, timers = {}, {}, {}, {}, {}
 for i = 1, many do
   local id = sub(ids, 16 * i - 15, 16 * i)
   local meta = P .. 'm:' .. id
@@ -30,14 +30,14 @@ for i = 1, many do
   values[2 * at - 1], values[2 * at] = P .. 'q:' .. id, ARGV[at + 3]
   all[at - 1], all[at] = nth, id
   ready[at - 1], ready[at] = level + nth, id
-  deadlines[at - 1], deadlines[at] = deadline, id
+  timers[at - 1], timers[at] = deadline, id
 end
 if call('EXISTS', unpack(metas)) > 0 then return 0 end
 
 call('MSET', unpack(values))
 call('ZADD', P .. 'requests:all', unpack(all))
 call('ZADD', P .. 'requests:ready', unpack(ready))
-if deadline > 0 then call('ZADD', P .. 'deadlines', unpack(deadlines)) end
+if deadline > 0 then call('ZADD', P .. 'timers', unpack(timers)) end
 call('HINCRBY', P .. 'counts', 'seq', many)
 call('HINCRBY', P .. 'counts', 'requests.accepted', many)
 call('HINCRBY', P .. 'counts', 'requests.queued', many)

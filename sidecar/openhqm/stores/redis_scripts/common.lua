@@ -13,9 +13,8 @@
 --   line:<key>   ids of unfinished records of an ordering key, by seq; only its head may run
 --   counts       hash: seq, bytes, and per lane the figures of `Counts`
 --   taken:<caller>  serial of a process's last lease call that took records, and what it took
---   leases       running records by the end of their lease: as few as are in flight, whatever waits
---   deadlines    unfinished records that have one, by it
---   expiries     final records by the time they are to be deleted
+--   timers       records by the time sweep has to look at them: deadline of those that wait and have
+--                one, end of the lease of those that run, expiry of final ones
 --   <lane>:ready by priority and seq   <lane>:delayed by ready_at
 --   <lane>:all   by seq                <lane>:failed  by seq
 --
@@ -52,7 +51,8 @@ local dirty = {}
 local values, removed, changes, garbage = {}, {}, {}, {}
 local deltas, bytes_delta = {[0] = {}, {}}, 0
 local added, taken = {}, {}
-local wake = 0 -- bit per lane that has something to lease
+local wake = 0 -- bit per lane that has something to lease, and HAS_REASONS
+local HAS_REASONS = 128 -- some of the changes told have a reason
 
 local function has(r, flag)
   return band(r.flags, flag) ~= 0
@@ -112,12 +112,8 @@ local function change(r)
   end
 end
 
--- What notify() tells of a record without a reason, after its id: lane, state, no reason.
-local function tale(lane, state)
-  return string.char(lane, state, 0)
-end
-
 local function notify(r, reason)
+  if reason ~= '' then wake = bor(wake, HAS_REASONS) end
   changes[#changes + 1] = pack('>c16BBBc0', r.id, r.lane, r.state, #reason, reason)
 end
 

@@ -8,7 +8,7 @@ load(ids)
 for i = 1, #ids do
   local r = record(ids[i])
   if r and r.state == RUNNING and r.epoch == epochs[i] then
-    zadd('leases', ends, r.id)
+    zadd('timers', ends, r.id)
     replies[i] = has(r, CANCEL_REQUESTED) and 2 or 1
   else
     count(r and r.lane or REQUESTS, 'stale', 1)

@@ -88,7 +88,7 @@ local function take(many)
 end
 
 local leased, requests, taken = {}, {}, {pack('>d', serial)}
-local ends, told = NOW + lease_seconds, tale(lane_code, RUNNING)
+local ends, told = NOW + lease_seconds, string.char(lane_code, RUNNING, 0) -- as notify() tells it
 local moved = {[QUEUED] = 0, [RETRYING] = 0}
 
 -- From meta to meta: this runs for every request, and a table of fields costs as much as the rest.
@@ -101,7 +101,7 @@ local function lease(id, meta)
   meta = pack(FIXED, ready_at, deadline, lane_code, accepted_at, seq, RUNNING, flags, epoch, attempts, claims,
     NOW, finished_at, expires_at, held) .. sub(meta, FIXED_SIZE + 1)
   put('m:' .. id, meta)
-  zadd('leases', ends, id)
+  zadd('timers', ends, id)
   changes[#changes + 1] = id .. told
   taken[#taken + 1] = pack(TAKEN, id, epoch)
   requests[#requests + 1] = P .. 'q:' .. id

@@ -26,7 +26,7 @@ end
 
 -- Put a record where lease finds it when its turn and its time have come.
 local function queue(id, lane, is_blocked, ready_at, deadline, score)
-  if deadline > 0 then zadd('deadlines', deadline, id) end
+  if deadline > 0 then zadd('timers', deadline, id) end
   if is_blocked then return end
   if ready_at > NOW then zadd(DELAYED[lane], ready_at, id) else zadd(READY[lane], score, id) end
   wake = bor(wake, 2 ^ lane)
@@ -111,7 +111,6 @@ local function send_callback(r)
 end
 
 local function move(r, state)
-  if r.state == RUNNING then zrem('leases', r.id) end
   count(r.lane, STATES[r.state], -1)
   count(r.lane, STATES[state], 1)
   r.state = state
@@ -153,8 +152,7 @@ local function finish(r, state, reason, answer_bytes)
     free_scope(r)
     clear(r, SCOPED)
   end
-  if r.deadline > 0 then zrem('deadlines', r.id) end
-  zadd('expiries', r.expires_at, r.id)
+  zadd('timers', r.expires_at, r.id)
   notify(r, reason)
 end
 
@@ -162,6 +160,7 @@ end
 local function wait_again(r, ready_at)
   move(r, r.attempts > 0 and RETRYING or QUEUED)
   r.ready_at = ready_at
+  if r.deadline == 0 then zrem('timers', r.id) end
   line_up(r)
   notify(r, '')
 end
@@ -180,6 +179,6 @@ local function delete(r)
   hold(r, 0)
   remove('m:' .. r.id)
   zrem(ALL[r.lane], r.id)
-  zrem('expiries', r.id)
+  zrem('timers', r.id)
   r.deleted = true
 end
