@@ -11,11 +11,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp.web import Server
 
-from openhqm import openapi, submit
+from openhqm import openapi
 from openhqm.acceptor import Acceptor, CallbackEncoder
 from openhqm.addresses import AllowList
 from openhqm.callbacks import encode_callback
@@ -28,13 +28,14 @@ from openhqm.http1 import Client
 from openhqm.ingress import Ingress, Surface
 from openhqm.intercept import build_server
 from openhqm.lifecycle import Lifecycle
-from openhqm.original_api import OriginalApi
 from openhqm.passthrough import Passthrough
 from openhqm.results import Page, Results
 from openhqm.settings import CallbackSettings, Settings
 from openhqm.stores.base import Store
-from openhqm.submit import SubmitPage, Submitter
 from openhqm.waiters import Waiters
+
+if TYPE_CHECKING:
+    from openhqm.submit import Submitter
 
 BACKLOG = 1024
 """Connections the kernel holds while we are busy: a burst is what we are here for."""
@@ -82,8 +83,12 @@ class Front:
         surfaces: dict[bytes, Surface] = {}
         exact: dict[bytes, Surface] = {}
         if settings.submit_api_enabled:
+            # Loaded where it is offered: its models are 0.3 MiB, and in front of an app it is off.
+            from openhqm.original_api import OriginalApi
+            from openhqm.submit import PATH, SubmitPage, Submitter
+
             self._submitter = Submitter(settings, store, acceptor, handlers=load_handlers())
-            pages[submit.PATH] = SubmitPage(self._submitter, acceptor).handle
+            pages[PATH] = SubmitPage(self._submitter, acceptor).handle
             original = OriginalApi(
                 self._submitter,
                 store,

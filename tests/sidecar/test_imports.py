@@ -33,6 +33,7 @@ def test_the_command_line_starts_light() -> None:
 NOT_TO_SERVE = {
     *("typer", "rich", "pydantic_settings"),  # read command lines and variables
     *("yaml", "prometheus_client", "difflib"),  # until there is a file, a scrape, a mistake
+    *("openhqm.submit", "openhqm.submit_models", "openhqm.original_api"),  # off in front of an app
     *HEAVY,
 }
 
