@@ -87,56 +87,44 @@ local function take(many)
   return pop(math.min(many, 7 - turn % 8))
 end
 
-local leased, requests, taken = {}, {}, {pack('>d', serial)}
-local ends, told = NOW + lease_seconds, string.char(lane_code, RUNNING, 0) -- as notify() tells it
-local moved = {[QUEUED] = 0, [RETRYING] = 0}
-
--- From meta to meta: this runs for every request, and a table of fields costs as much as the rest.
-local function lease(id, meta)
-  local ready_at, deadline, _, accepted_at, seq, state, flags, epoch, attempts, claims, _, finished_at,
-    expires_at, held = unpack_(FIXED, meta)
-  if deadline > 0 and deadline <= NOW then return finish(record(id), EXPIRED, '', 0) end
-  moved[state] = moved[state] + 1
-  epoch = epoch + 1
-  meta = pack(FIXED, ready_at, deadline, lane_code, accepted_at, seq, RUNNING, flags, epoch, attempts, claims,
-    NOW, finished_at, expires_at, held) .. sub(meta, FIXED_SIZE + 1)
-  put('m:' .. id, meta)
-  zadd('timers', ends, id)
-  changes[#changes + 1] = id .. told
-  taken[#taken + 1] = pack(TAKEN, id, epoch)
-  requests[#requests + 1] = P .. 'q:' .. id
-  leased[#leased + 1] = id
-  leased[#leased + 1] = meta
-end
-
+local leases, requests = {}, {}
 local examined = 0
-while #requests < limit and examined < EXAMINED do
-  local ids = take(limit - #requests)
+while #leases < limit and examined < EXAMINED do
+  local ids = take(limit - #leases)
   if #ids == 0 then break end
   examined = examined + #ids
   turn = turn + #ids
   load(ids)
   for i = 1, #ids do
-    local meta = metas[ids[i]]
-    if meta then lease(ids[i], meta) end
+    local r = record(ids[i])
+    if r and r.deadline > 0 and r.deadline <= NOW then
+      finish(r, EXPIRED, '', 0)
+    elseif r then
+      move(r, RUNNING)
+      r.epoch = r.epoch + 1
+      r.started_at = NOW
+      zadd('timers', NOW + lease_seconds, r.id)
+      notify(r, '')
+      leases[#leases + 1] = r
+      requests[#requests + 1] = P .. 'q:' .. r.id
+    end
   end
 end
-for state, many in pairs(moved) do
-  count(lane_code, STATES[state], -many)
-  count(lane_code, 'running', many)
-end
 
-if #requests > 0 or serial > heard + 1 then
+if #leases > 0 or serial > heard + 1 then
+  local taken = {pack('>d', serial)}
+  for i = 1, #leases do taken[i + 1] = pack(TAKEN, leases[i].id, leases[i].epoch) end
   call('SET', taken_key, table.concat(taken), 'EX', math.ceil(lease_seconds) + 60)
 end
 
 local reply = {'', pack('>d', NOW)}
-if #requests > 0 then
+if #leases > 0 then
   count(lane_code, 'turn', turn - (tonumber(state[2]) or 0))
   local bodies = call('MGET', unpack(requests))
-  for i = 1, #bodies do
-    reply[#reply + 1] = leased[2 * i - 1]
-    reply[#reply + 1] = leased[2 * i]
+  for i = 1, #leases do
+    local r = leases[i]
+    reply[#reply + 1] = r.id
+    reply[#reply + 1] = encode(r)
     reply[#reply + 1] = bodies[i]
   end
 else
