@@ -65,6 +65,8 @@ SETTINGS_FOLDER = "/etc/openhqm"
 SETTINGS_FILE = "settings.yaml"
 
 INTERCEPT_PORT = 16080
+BYPASS_PORT = 16081
+"""Where an app's port is redirected: leads the kubelet's probes and hooks past the redirection."""
 HEALTH_PORT = 16020
 ADMIN_PORT = 16000
 INTERCEPT_PORT_NAME = "openhqm"
