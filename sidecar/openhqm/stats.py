@@ -95,8 +95,10 @@ class Stats:
         self._samples: deque[_Sample] = deque(maxlen=round(WINDOW_SECONDS / SAMPLE_SECONDS) + 1)
         self._reachable = True
         self._mean_app_seconds: float | None = None
+        self._busy_seconds = 0.0
         self._happened = lifecycle.happened
         lifecycle.listen(self._learn, (Happening.ANSWERED, Happening.RETRIED))
+        lifecycle.listen(self._add_up, (Happening.ANSWERED, Happening.RETRIED, Happening.DEAD_LETTERED))
 
     def _learn(self, event: Event) -> None:
         """Learn how long the app takes."""
@@ -104,6 +106,10 @@ class Stats:
             mean = self._mean_app_seconds
             step = 0.0 if mean is None else (event.duration_seconds - mean) * _SMOOTHING
             self._mean_app_seconds = event.duration_seconds if mean is None else mean + step
+
+    def _add_up(self, event: Event) -> None:
+        """With the completed requests this gives the app time of one, repeated attempts included."""
+        self._busy_seconds += event.duration_seconds
 
     def sampled(self, lane: Lane, counts: Counts | None) -> None:
         """Learn from a sample of the counts; None says that the store is away."""
@@ -142,6 +148,7 @@ class Stats:
             "arrival_per_second": arrival,
             "drain_per_second": drain,
             "mean_app_seconds": _rounded(self._mean_app_seconds),
+            "busy_seconds": round(self._busy_seconds, 3),
             "paused": counts.paused,
             "breaker": egress.breaker_state if egress else None,
             "phase": self.phase,

@@ -97,6 +97,17 @@ async def test_the_mean_follows_the_app(store: MemoryStore) -> None:
     assert figures["events"]["request.answered"] == 55
 
 
+async def test_busy_seconds_are_the_app_time_of_all_attempts(store: MemoryStore) -> None:
+    lifecycle = Lifecycle()
+    stats = Stats(store, Egress(), lifecycle)
+    for what in (Happening.ANSWERED, Happening.RETRIED, Happening.DEAD_LETTERED, Happening.ACCEPTED):
+        lifecycle.emit(Event(what, duration_seconds=1.5))
+
+    figures = await stats.read()
+
+    assert figures["busy_seconds"] == 4.5
+
+
 async def test_readiness_tells_that_the_store_is_away_and_stays_ready(store: MemoryStore) -> None:
     """Taking the Pod out of its Service would turn an honest 503 into a connection error."""
     stats = Stats(store, Egress(breaker_state="open"), Lifecycle())
