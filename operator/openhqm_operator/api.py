@@ -246,9 +246,10 @@ class ScaleUp(Step):
         4, description="Most replicas added in periodSeconds."
     )
     percent: Annotated[int, Field(ge=0, le=10_000)] = Field(
-        100,
+        10_000,
         description="Most replicas added in periodSeconds, as a share of the present ones; the larger of "
-        "the two counts.",
+        "the two counts. The default leaves it to maxReplicas: what is wanted is measured, and doubling step "
+        "by step only makes the backlog wait.",
     )
     window_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
         0, description="Grow only to the least that was wanted within this window."
@@ -267,7 +268,7 @@ class ScaleDown(Step):
         "the two counts.",
     )
     window_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
-        60, description="Shrink only to the most that was wanted within this window."
+        120, description="Shrink only to the most that was wanted within this window."
     )
 
 
