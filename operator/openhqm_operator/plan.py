@@ -162,7 +162,7 @@ def check_pod(pod_spec: Mapping[str, Any], port: AppPort, intercept: InterceptTy
     _check_names(pod_spec)
     _check_ports(pod_spec, port)
     if intercept is InterceptType.REDIRECT:
-        _check_mesh(pod_spec)
+        check_mesh(pod_spec)
     else:
         _check_host_port(pod_spec, port)
     if intercept is InterceptType.NAMED_PORT and port.name is None:
@@ -203,7 +203,12 @@ def _check_host_port(pod_spec: Mapping[str, Any], port: AppPort) -> None:
                 )
 
 
-def _check_mesh(pod_spec: Mapping[str, Any]) -> None:
+def check_mesh(pod_spec: Mapping[str, Any]) -> None:
+    """Check that nobody else redirects the Pod's traffic.
+
+    Raises:
+        NotInjectable: a mesh's proxy does.
+    """
     meshes = MESH_CONTAINERS & {container["name"] for container in _all_containers(pod_spec)} - {"daprd"}
     if meshes:
         raise NotInjectable(
