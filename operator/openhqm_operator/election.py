@@ -214,12 +214,15 @@ class Election:
     # -- staying it
 
     async def _renew_until_lost(self) -> None:
+        pause = self._terms.retry
         while self.is_leading:
-            await asyncio.sleep(min(self._terms.retry, self._left()))
+            await asyncio.sleep(min(pause, self._left()))
             try:
                 async with asyncio.timeout(min(2 * self._terms.retry, self._left())):
                     await self._renew()
+                pause = self._terms.retry
             except (KubeError, TimeoutError) as exc:
+                pause = self._terms.retry / 2
                 log.warning("lease.not_renewed", lease=str(self._key), error=_text(exc))
 
     async def _renew(self) -> None:

@@ -1,7 +1,7 @@
-"""A small API server in this process, for what a real one does not do when asked: to be slow, silent, or cut off.
+"""A small API server in this process, for what a real one does not do when asked: slow, silent, cut off.
 
-Lists and watches of any one resource, from memory, with resource versions; other calls answer what the test put
-into `answers`. Faults are methods. Whether requests are *right* is for tests/cluster to say.
+Lists and watches of any one resource, from memory, with resource versions; other calls answer what the test
+put into `answers`. Faults are methods. Whether requests are *right* is for tests/cluster to say.
 """
 
 from __future__ import annotations
