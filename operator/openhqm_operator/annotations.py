@@ -50,9 +50,9 @@ class _Unfit(ValueError):
     """A value that is not spelled as it must be; the text completes "<annotation>: <value> is "."""
 
 
-def is_enabled(annotations: Mapping[str, str]) -> bool:
-    """Whether the workload asks for a queue. Anything but "true" and "false" is a problem, and no yes."""
-    return annotations.get(names.ENABLED_ANNOTATION) == "true"
+def is_enabled(annotations: Mapping[str, str]) -> bool | None:
+    """Whether the workload asks for a queue; None if what it says is neither yes nor no: a problem."""
+    return {"true": True, "false": False}.get(annotations.get(names.ENABLED_ANNOTATION, "false"))
 
 
 def is_forced(annotations: Mapping[str, str]) -> bool:

@@ -148,9 +148,10 @@ def test_other_people_s_annotations_are_none_of_our_business() -> None:
 
 
 def test_only_true_enables() -> None:
-    assert is_enabled({"openhqm.io/enabled": "true"})
-    assert not is_enabled({"openhqm.io/enabled": "True"})
-    assert not is_enabled({})
+    assert is_enabled({"openhqm.io/enabled": "true"}) is True
+    assert is_enabled({"openhqm.io/enabled": "True"}) is None
+    assert is_enabled({"openhqm.io/enabled": "false"}) is False
+    assert is_enabled({}) is False
     assert is_forced({"openhqm.io/force-eject": "true"})
 
 
