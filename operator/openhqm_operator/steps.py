@@ -1,0 +1,92 @@
+"""The steps that may have to be taken for an AsyncProxy; data alone.
+
+`desired.py` puts them in order, `reconcile.py` takes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openhqm_operator.resources import Object, Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A JSON Patch that holds for the version looked at."""
+
+    resource: Resource
+    key: tuple[str, str]
+    operations: tuple[Object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Server-side apply of an object of ours."""
+
+    body: Object
+
+
+@dataclass(frozen=True, slots=True)
+class MintHandleKey:
+    """Make the Secret that signs a proxy's handles, unless there is one."""
+
+    proxy: Object
+
+
+@dataclass(frozen=True, slots=True)
+class MintStoreUser:
+    """Make the namespace's user of the bundled store and the Secret with its URL, unless there is one."""
+
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
+class TouchTemplate:
+    """Set label and hash of a workload's template; without a hash, take both back."""
+
+    target: Object
+    label: str
+    hash: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetReplicas:
+    """Give a workload the replicas it had before it was scaled for the proxy."""
+
+    target: Object
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetStatus:
+    """Server-side apply of the status."""
+
+    body: Object
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """An Event."""
+
+    regarding: Object
+    reason: str
+    note: str
+    is_warning: bool = False
+
+
+Action = Patch | Apply | MintHandleKey | MintStoreUser | TouchTemplate | SetReplicas | SetStatus | Tell
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What is to be done.
+
+    Args:
+        steps: in order; empty: all is as it should be.
+        look_again_seconds: None: something will happen to be told of.
+        missed: Pods without the sidecar they ask for, for the metric.
+    """
+
+    steps: tuple[Action, ...] = ()
+    look_again_seconds: float | None = None
+    missed: int = 0
