@@ -98,8 +98,11 @@ def drained_per_second(openhqm: Openhqm, app_port: int, requests: int) -> float:
     queued = openhqm.settled_backlog()
     openhqm.admin("POST", "/admin/v1/resume")
     started = time.perf_counter()
-    while openhqm.backlog():
+    # The app is asked, which answers in microseconds: asking us fifty times a second costs us 5 %.
+    while call(app_port, "GET", "/count")["served"] - before < queued:
         time.sleep(0.02)
+    while openhqm.backlog():
+        time.sleep(0.002)
     elapsed = time.perf_counter() - started
     served = call(app_port, "GET", "/count")["served"] - before
     if served != queued:

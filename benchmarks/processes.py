@@ -65,7 +65,12 @@ class Openhqm:
         if store == "memory:":
             values["store__require_durability"] = "none"
         self.environ = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("OPENHQM_")},
+            # Without bytecode a start compiles every module, which no installed OpenHQM does.
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("OPENHQM_") and name != "PYTHONDONTWRITEBYTECODE"
+            },
             **{f"OPENHQM_{name.upper()}": str(value) for name, value in values.items()},
         }
         self.log = folder / "openhqm.log"
