@@ -32,7 +32,7 @@ def provide(seen: Observed, settings: str) -> Iterator[Action]:
         yield MintHandleKey(seen.proxy)
     needs_store = "secretRef" not in (seen.proxy["spec"].get("store") or {})
     if needs_store and names.STORE_SECRET not in seen.secrets:
-        yield MintStoreUser(seen.namespace)
+        yield MintStoreUser(seen.proxy)
     data = {names.SETTINGS_FILE: settings}
     if seen.settings_map is None or seen.settings_map.get("data") != data:
         yield Apply(_settings_map(seen.proxy, data))

@@ -6,7 +6,7 @@ Each step is done again without harm and can be the last one before the operator
 decides anew. So the order carries the promises:
 
     finalizer      before anything that it has to undo
-    Secrets, settings, status      before the template asks for Pods that need them
+    status, settings, Secrets      before the template asks for Pods that need them
     template       before Services lead to the sidecars in its Pods; at the end the other way round
 
 `acceptance.py` says whether the spec fits, `injection_state.py` what the Pods are like, `touching.py` when
@@ -79,8 +79,8 @@ def _wanted(seen: Observed, plan: Plan) -> Desired:
     status = {"intercept": plan.way.type.value, "configHash": plan.hash}
     steps: list[Action] = [
         *hold(seen, held),
-        *provide(seen, render(seen, plan.spec)),
         *report(seen, verdicts, status, census),
+        *provide(seen, render(seen, plan.spec)),
     ]
     if is_due and not is_touched_as(seen, plan.hash):
         steps.append(TouchTemplate(seen.target, names.label_value(seen.name), plan.hash))

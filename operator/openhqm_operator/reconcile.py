@@ -21,7 +21,7 @@ from openhqm_operator import names
 from openhqm_operator.belongings import owned_metadata
 from openhqm_operator.desired import desired
 from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import AlreadyExists, Conflict, Invalid, NotFound
+from openhqm_operator.kube_errors import AlreadyExists, Conflict, Invalid, NotFound, Unavailable
 from openhqm_operator.observe import Observed, Observer
 from openhqm_operator.ownership import Change, Create, Discard, Owning, own
 from openhqm_operator.resources import (
@@ -45,6 +45,7 @@ from openhqm_operator.steps import (
     Tell,
     TouchTemplate,
 )
+from openhqm_operator.stores import BundledStoreUnusable
 
 HANDLE_KEY_BYTES = 32
 
@@ -94,7 +95,7 @@ class Reconciler:
         """Bring *work* to what it should be.
 
         Returns: seconds after which to look again even if nothing happens.
-        Raises: KubeError; StoreUnavailable where the bundled store is away.
+        Raises: KubeError; Unavailable also where the bundled store is away.
         """
         if work.kind == ASYNC_PROXIES.kind:
             return await self._reconcile_proxy(work.key)
@@ -133,9 +134,8 @@ class Reconciler:
                 await self._kube.apply(body, manager=names.OPERATOR_MANAGER, force=True)
             case MintHandleKey(proxy):
                 await self._mint_handle_key(proxy)
-            case MintStoreUser(namespace):
-                if self._mint_store is not None:
-                    await self._mint_store(namespace)
+            case MintStoreUser(proxy):
+                await self._mint_store_user(proxy)
             case TouchTemplate(target, label, hash):
                 await self._touch(target, label, hash)
             case SetReplicas(target, replicas):
@@ -167,6 +167,15 @@ class Reconciler:
             await self._kube.create(secret, manager=names.OPERATOR_MANAGER)
         except AlreadyExists:
             log.info("handle_key.exists", proxy=str(key_of(proxy)))
+
+    async def _mint_store_user(self, proxy: Object) -> None:
+        if self._mint_store is None:
+            return  # `acceptance.py` refuses a proxy without a store before this
+        try:
+            await self._mint_store(proxy["metadata"]["namespace"])
+        except BundledStoreUnusable as exc:
+            self._post(proxy, "StoreNotReady", str(exc), action="Reconcile", is_warning=True)
+            raise Unavailable(str(exc)) from exc
 
     async def _touch(self, target: Object, label: str, hash: str | None) -> None:
         """Own label and hash of the template, and nothing else; owning nothing takes both back."""

@@ -35,9 +35,9 @@ class MintHandleKey:
 
 @dataclass(frozen=True, slots=True)
 class MintStoreUser:
-    """Make the namespace's user of the bundled store and the Secret with its URL, unless there is one."""
+    """Make the user of the namespace in the bundled store and its Secret, unless there is one."""
 
-    namespace: str
+    proxy: Object
 
 
 @dataclass(frozen=True, slots=True)

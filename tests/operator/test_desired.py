@@ -89,10 +89,10 @@ def test_a_new_proxy_gets_all_its_pods_need_before_the_template_asks_for_them() 
 
     assert kinds(observed(proxy=fresh, secrets={})) == [
         Patch,
+        SetStatus,
         MintHandleKey,
         MintStoreUser,
         Apply,
-        SetStatus,
         TouchTemplate,
     ]
 
