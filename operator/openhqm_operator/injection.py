@@ -68,9 +68,9 @@ def inject(pod: Object, proxy: Mapping[str, Any], platform: Platform, token: str
     Raises:
         NotInjectable: it cannot be done; the message says why and what to do.
     """
-    injected = copy.deepcopy(pod)
     if is_injected(pod):
-        return Injected(_complete(injected))
+        return Injected(complete(pod))
+    injected = copy.deepcopy(pod)
     spec, intercept = read_spec(proxy), read_intercept(proxy)
     port = find_app_port(pod["spec"], spec.port)
     check_pod(pod["spec"], port, intercept)
@@ -84,7 +84,7 @@ def inject(pod: Object, proxy: Mapping[str, Any], platform: Platform, token: str
     _add_sidecar(injected["spec"], sidecar, platform)
     _lengthen_grace(injected["spec"], spec)
     _annotate(injected, config_hash(spec, intercept, port), intercept)
-    return Injected(_complete(injected), tuple(_warnings(pod, spec, port)))
+    return Injected(complete(injected), tuple(_warnings(pod, spec, port)))
 
 
 def is_injected(pod: Mapping[str, Any]) -> bool:
@@ -193,16 +193,21 @@ def _annotate(pod: Object, digest: str, intercept: InterceptType) -> None:
 # --- every time ------------------------------------------------------------------------------------------
 
 
-def _complete(pod: Object) -> Object:
-    """Give a hook to the containers that have none, also to those that came after the sidecar."""
-    sidecar = _sidecar_in(pod) or {}
-    token = token_of((sidecar.get("lifecycle") or {}).get("preStop"))
+def complete(pod: Object) -> Object:
+    """Return injected *pod* with a hook for the containers that have none, also for those that came since.
+
+    Raises:
+        NotInjectable: a mesh came since that redirects the Pod's traffic, as we do.
+    """
     if any(each["name"] == REDIRECT_CONTAINER for each in pod["spec"]["initContainers"]):
         check_mesh(pod["spec"])
+    completed = copy.deepcopy(pod)
+    sidecar = _sidecar_in(pod) or {}
+    token = token_of((sidecar.get("lifecycle") or {}).get("preStop"))
     if token is not None:
-        for container in pod["spec"]["containers"]:
+        for container in completed["spec"]["containers"]:
             await_sidecar(container, token)
-    return pod
+    return completed
 
 
 def _sidecar_in(pod: Mapping[str, Any]) -> Object | None:
