@@ -150,7 +150,7 @@ def _plain(value: str) -> str:
 
 def _log(spec: Spec, platform: Platform) -> dict[str, str]:
     """The administrator's defaults, where the proxy's own settings say nothing: the environment would win."""
-    values = {"OPENHQM_LOG__FORMAT": platform.log.format}
+    values: dict[str, str] = {"OPENHQM_LOG__FORMAT": platform.log.format}
     if not (spec.settings and spec.settings.log):
         values |= {"OPENHQM_LOG__LEVEL": platform.log.level, "OPENHQM_LOG__ACCESS": platform.log.access}
     return values
