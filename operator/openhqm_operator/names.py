@@ -31,6 +31,8 @@ INJECT_LABEL = f"{GROUP}/admission"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "openhqm"
 COMPONENT_LABEL = "app.kubernetes.io/component"
+GATEWAY = "gateway"
+"""The component that stands in for a workload at zero."""
 OWNER_ANNOTATION = f"{GROUP}/made-from"
 """On an AsyncProxy that the operator made from a workload's annotations: that workload's UID."""
 
