@@ -136,7 +136,7 @@ def injector(cluster: ControlPlane, tmp_path_factory: pytest.TempPathFactory) ->
     cluster.request("POST", WEBHOOKS, configuration(running.port))
     yield running
     cluster.request("DELETE", f"{WEBHOOKS}/openhqm-injector")
-    running.stop()
+    assert [line["event"] for line in running.stop() if line["level"] not in ("info", "warning")] == []
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_while_the_injector_is_away_only_its_own_pods_wait(
     moved["webhooks"][0]["clientConfig"]["url"] = f"https://127.0.0.1:{other.port}/inject"
     cluster.request("PUT", path, moved)
     try:
-        other.stop()
+        assert [line["event"] for line in other.stop()][-2:] == ["drain.started", "drain.finished"]
         plain = template(digest)
         del plain["metadata"]["labels"]["openhqm.io/proxy"]
 
