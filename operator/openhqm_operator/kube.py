@@ -39,7 +39,7 @@ import orjson
 import structlog
 
 import openhqm
-from openhqm_operator.kube_errors import Gone, KubeError, Unauthorized, Unavailable, error_of
+from openhqm_operator.kube_errors import Gone, KubeError, Unauthorized, Unavailable, WatchSilent, error_of
 from openhqm_operator.login import Login
 from openhqm_operator.resources import Object, Resource, key_of, resource_of
 
@@ -181,7 +181,8 @@ class Kube:
 
         Raises:
             Gone: list again.
-            Unavailable: also when nothing came for `watch_silence` seconds: watch again from the last event.
+            WatchSilent: nothing came for `watch_silence` seconds.
+            Unavailable: watch again from the last event.
         """
         seconds = self._timeouts.watch * (1 + random.random())  # noqa: S311 - spreads load
         query = _query(
@@ -435,6 +436,8 @@ class Kube:
             try:
                 async with asyncio.timeout(self._timeouts.watch_silence):
                     chunk = await content.readany()
+            except TimeoutError as exc:
+                raise WatchSilent(f"{what}: silent for {self._timeouts.watch_silence:g} s") from exc
             except _NO_ANSWER as exc:
                 raise _unavailable(what, exc) from exc
             if not chunk:
@@ -479,7 +482,9 @@ _NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 def _unavailable(what: str, exc: BaseException) -> Unavailable:
-    return Unavailable(f"{what}: no answer: {exc or type(exc).__name__}", reason=type(exc).__name__)
+    # aiohttp's own text has the address of a TLS context in it.
+    why = exc.strerror if isinstance(exc, aiohttp.ClientConnectorError) else str(exc)
+    return Unavailable(f"{what}: no answer: {why or type(exc).__name__}", reason=type(exc).__name__)
 
 
 def _parse(text: bytes) -> Object:

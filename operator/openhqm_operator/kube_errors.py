@@ -9,7 +9,8 @@ KubeError                     base; `status` is the HTTP status (0: no answer), 
 ├── Invalid                   400, 405, 413, 415, 422: the request is wrong and stays so
 ├── Forbidden                 403: RBAC, admission policy, quota, a namespace that is ending
 └── Unavailable               408, 429, 5xx, no connection, timeout: try later (`retry_after`)
-    └── Unauthorized          401: the token ran out; it is read again before the next call
+    ├── Unauthorized          401: the token ran out; it is read again before the next call
+    └── WatchSilent           a watch said nothing for too long, not even a bookmark
 
 A write that ends in `Unavailable` may still have happened.
 """
@@ -88,6 +89,10 @@ class Unavailable(KubeError):
 
 class Unauthorized(Unavailable):
     """Our credentials were refused; fresh ones are read before the next call."""
+
+
+class WatchSilent(Unavailable):
+    """A watch said nothing for longer than bookmarks take to come."""
 
 
 def error_of(status: int, answer: Mapping[str, Any], what: str, retry_after: float = 0.0) -> KubeError:

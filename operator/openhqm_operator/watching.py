@@ -7,8 +7,8 @@
     await pods.synced.wait()                                # the first list is in the cache
 
     list ---> watch ---event---> cache ---> those who asked to be told
-     ^          |  ended, reset, silent for 70 s, 429, 5xx: wait, watch again from the last version seen
-     +----------+  410 Gone: list again; what changed in between is told as if it had been watched
+     ^          |  ended, reset, silent, 429, 5xx: wait, watch again from the last version seen
+     +----------+  410 Gone, silent from the start: list again; what changed in between is told as if watched
 
 A failure is never the end and never hidden: it is logged, counted, waited for, and `stale_seconds` grows
 until the server is heard again; the liveness probe looks at that. `work_queue.py` is what comes after.
@@ -26,7 +26,7 @@ import structlog
 from openhqm_operator.backoff import Backoff
 from openhqm_operator.cache import Cache
 from openhqm_operator.kube import Kube, WatchEvent
-from openhqm_operator.kube_errors import Gone, KubeError, NotFound, Unavailable
+from openhqm_operator.kube_errors import Gone, KubeError, NotFound, Unavailable, WatchSilent
 from openhqm_operator.resources import Key, Object, Resource, key_of
 
 Changed = Callable[[Key, Object | None, Object | None], None]
@@ -134,16 +134,22 @@ class Informer:
         return version
 
     async def _follow(self, version: str) -> None:
-        opened_at, is_silent = self._clock(), True
+        opened_at = self._clock()
         async with self._kube.watch(
             self.resource, self._namespace, resource_version=version, **self._selectors
         ) as events:
             self._hear()
-            async for event in events:
-                self._failures, is_silent = 0, False
-                self._hear()
-                self._take(event)
-        if is_silent and self._clock() - opened_at < SHORT_SECONDS:
+            try:
+                async for event in events:
+                    self._failures = 0
+                    self._hear()
+                    self._take(event)
+            except WatchSilent as exc:
+                if self._version == version:
+                    # A server restored from a backup watches in silence from versions it has yet to reach.
+                    raise Gone(str(exc)) from exc
+                raise
+        if self._version == version and self._clock() - opened_at < SHORT_SECONDS:
             raise Unavailable(f"WATCH {self.resource}: ended at once")
 
     def _take(self, event: WatchEvent) -> None:

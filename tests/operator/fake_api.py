@@ -76,7 +76,7 @@ class FakeApi:
         self._history: list[tuple[int, bytes]] = []
         self._version = 100
         self._oldest = 0
-        self._open: set[asyncio.Queue[bytes | None]] = set()
+        self._open: dict[asyncio.Queue[bytes | None], int] = {}
         self._opened = asyncio.Condition()
         self._port = 0
         self._runner: web.AppRunner | None = None
@@ -158,11 +158,12 @@ class FakeApi:
     def _tell(self, kind: str, obj: dict[str, Any]) -> None:
         line = _line(kind, obj)
         self._history.append((self._version, line))
-        self._send(line)
+        self._send(line, self._version)
 
-    def _send(self, line: bytes) -> None:
-        for watch in () if self.is_silent else self._open:
-            watch.put_nowait(line)
+    def _send(self, line: bytes, version: float = float("inf")) -> None:
+        for watch, since in self._open.items():
+            if version > since and not self.is_silent:
+                watch.put_nowait(line)
 
     def _end_watches(self) -> None:
         for watch in self._open:
@@ -213,7 +214,7 @@ class FakeApi:
         for version, line in self._history:
             if version > since:
                 lines.put_nowait(line)
-        self._open.add(lines)
+        self._open[lines] = since
         try:
             while (line := await lines.get()) is not None:
                 if line is _RESET:
@@ -222,7 +223,7 @@ class FakeApi:
                     break
                 await response.write(line)
         finally:
-            self._open.discard(lines)
+            del self._open[lines]
         return response
 
 
