@@ -25,7 +25,7 @@ SHORT_SECONDS = 4.0
 STALLED_SECONDS = 10.0
 """For how long nothing may come to its end before that itself says how long things take."""
 
-GROWTH_SECONDS = 20.0
+GROWTH_SECONDS = 10.0
 """What more replicas achieve is measured over this long."""
 
 MAX_GAP_SECONDS = 30.0
@@ -125,7 +125,7 @@ class Load:
         concurrency: requests one replica runs at once.
         due, delayed, running, held: as in `Figures`.
         least_due: the least `due` of the last `GROWTH_SECONDS`: above 0 nobody was idle.
-        least_ready, most_ready: ready Pods of the last `GROWTH_SECONDS`.
+        mean_ready: ready Pods over the last `GROWTH_SECONDS`.
         idle_seconds: since the last sign of work.
         is_sending: False while the queue is paused or no sidecar reaches its app.
     """
@@ -142,8 +142,7 @@ class Load:
     held: int
     oldest_age_seconds: float
     least_due: int
-    least_ready: int
-    most_ready: int
+    mean_ready: float
     idle_seconds: float
     is_sending: bool
     pods: Pods
@@ -212,8 +211,7 @@ class Series:
             held=sum(figures.held for figures in self._figures.values()),
             oldest_age_seconds=newest.oldest_age_seconds,
             least_due=min(sample.due for sample in lately),
-            least_ready=min(sample.ready for sample in lately),
-            most_ready=max(sample.ready for sample in lately),
+            mean_ready=statistics.fmean(sample.ready for sample in lately),
             idle_seconds=last.at - self._worked_at,
             is_sending=_is_sending(self._figures, newest),
             pods=self._pods,

@@ -48,8 +48,8 @@ LEAST_GAIN = 0.25
 """Replicas that add less than this share of what they should have added are no help: what is behind the
 app is full."""
 
-LEAST_GROWTH = 1.2
-"""Growth by less than this share does not show in the throughput for certain."""
+LEAST_GROWTH = 1.5
+"""Growth by less than this does not show in the throughput for certain."""
 
 LEAST_COMPLETED = 20
 """Fewer completed requests than this prove nothing about the throughput."""
@@ -94,7 +94,7 @@ class Growth:
         held_at: when growing was found to be no help.
     """
 
-    ready: int = 0
+    ready: float = 0.0
     per_second: float = 0.0
     held_at: float | None = None
 
@@ -291,23 +291,19 @@ def _want(state: State, replicas: int, at: float) -> State:
 
 
 def _watch_growth(growth: Growth, load: Load, at: float) -> Growth:
-    """Compare the throughput of a backlogged workload with what it was with fewer replicas.
-
-    The windows compared are both backlogged throughout; what the later one had at least is set against
-    what the earlier one had at most, so replicas need not stand still to be judged.
-    """
+    """Compare the throughput of a backlogged workload with what it was with fewer replicas."""
     if load.least_due == 0 or (growth.held_at is not None and at - growth.held_at >= RETRY_SECONDS):
         return Growth()
     completed = load.completed_per_second
-    if growth.ready == 0 or load.most_ready < growth.ready:
-        is_certain = completed * GROWTH_SECONDS >= LEAST_COMPLETED and load.least_ready > 0
-        return Growth(load.most_ready, completed, growth.held_at) if is_certain else growth
-    if load.least_ready < growth.ready * LEAST_GROWTH:
+    if growth.ready == 0 or load.mean_ready < growth.ready:
+        is_certain = completed * GROWTH_SECONDS >= LEAST_COMPLETED and load.mean_ready > 0
+        return Growth(load.mean_ready, completed, growth.held_at) if is_certain else growth
+    if load.mean_ready < growth.ready * LEAST_GROWTH:
         return growth
-    promised = growth.per_second * (load.least_ready / growth.ready - 1)
+    promised = growth.per_second * (load.mean_ready / growth.ready - 1)
     if completed - growth.per_second < LEAST_GAIN * promised:
         return replace(growth, held_at=at if growth.held_at is None else growth.held_at)
-    return Growth(load.most_ready, completed)
+    return Growth(load.mean_ready, completed)
 
 
 def _explain(target: int, need: float, load: Load, scaling: Scaling, bounds: Bounds) -> str:
@@ -328,9 +324,9 @@ def _explain(target: int, need: float, load: Load, scaling: Scaling, bounds: Bou
 
 def _explain_saturation(growth: Growth, load: Load, kept: int) -> str:
     return (
-        f"{_replicas(kept)} kept although {load.due} wait: {load.pods.ready} replicas complete "
-        f"{load.completed_per_second:.1f}/s, {growth.ready} completed {growth.per_second:.1f}/s. What the "
-        "app depends on seems to be full"
+        f"{_replicas(kept)} kept although {load.due} wait: {load.mean_ready:.0f} replicas complete "
+        f"{load.completed_per_second:.1f}/s, {growth.ready:.0f} completed {growth.per_second:.1f}/s. What "
+        "the app depends on seems to be full"
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.loads import load
+from tests.operator.loads import load, stats_body
 
 from openhqm_operator.api import ScaleDown, ScaleUp, Scaling, ScalingMode
-from openhqm_operator.figures import Load
+from openhqm_operator.figures import Load, Pods, Series, read_figures
 from openhqm_operator.law import RETRY_SECONDS, Decision, Growth, Reason, State, decide, needed
 from openhqm_operator.schedules import Bounds
 
@@ -335,3 +336,25 @@ def test_a_saturated_workload_may_still_shrink_and_grows_again_after_a_while() -
 
 def test_few_completed_requests_prove_nothing() -> None:
     assert grow((4, 0.5), (8, 0.5)).reason is Reason.SCALING
+
+
+def test_growing_step_by_step_stops_where_what_is_behind_the_app_is_full() -> None:
+    """A database lets 100 requests a second through, however many replicas wait for it."""
+    spec = scaling(up=ScaleUp(percent=100))
+    series, state, replicas, ready = Series(), State(), 4, [4] * 10
+    accepted = done = 0
+    busy, reasons = 0.0, set()
+    for tick in range(150):
+        accepted += 2 * 250
+        done = min(done + 2 * min(8 * ready[0], 100), accepted)
+        busy += 2 * 4 * ready[0]
+        body = stats_body(accepted=accepted, done=done, due=accepted - done, busy_seconds=busy)
+        series.add(2.0 * tick, {"all": read_figures(orjson.dumps(body))}, Pods(ready[0]))
+        answer = decide(series.load(), spec, WIDE, state, replicas=replicas, at=2.0 * tick)
+        state, replicas = answer.state, answer.replicas
+        reasons.add(answer.reason)
+        ready = [*ready[1:], replicas]  # ready after twenty seconds
+
+    assert Reason.SATURATED in reasons
+    # 13 would do; two doublings are under way before the first of them can show its worth.
+    assert replicas <= 64
