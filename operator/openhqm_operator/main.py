@@ -1,0 +1,259 @@
+"""The operator's process: watches, and where it is the leader, brings everything to what it should be.
+
+    python -m openhqm_operator.main --config /etc/openhqm-operator/operator.yaml
+
+    every replica:  informers -> caches           health port
+    the leader:     changes, resync -> work queue -> Reconciler        sidecars' /stats        Events
+
+Standbys keep their caches warm, so a new leader works at once. On SIGTERM: take no more, finish what is under
+way, give the Lease back, exit. A leader that lost its Lease exits with an error, whatever it was doing.
+
+What kopf would do is done by `watching.py` and `work_queue.py` instead: its handlers tell what happened, not
+what is; it says neither when its first list is complete nor what went while it was not watching, and a cache
+needs both; a second watch of every AsyncProxy beside ours would add nothing but memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+import uuid
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+import uvloop
+from aiohttp import web
+
+from openhqm import logs
+from openhqm.errors import SettingsError
+from openhqm_operator.election import Election, LeadershipLost
+from openhqm_operator.events import Events
+from openhqm_operator.kube import Kube
+from openhqm_operator.kube_errors import KubeError
+from openhqm_operator.login import Login, LoginFailed, find_login
+from openhqm_operator.observe import Caches, Observer, Options
+from openhqm_operator.operator_metrics import Figures, Health, build_health_app
+from openhqm_operator.operator_settings import OperatorSettings, load
+from openhqm_operator.reconcile import Reconciler, Work
+from openhqm_operator.resources import ASYNC_PROXIES, PODS
+from openhqm_operator.sidecars import SidecarWatch
+from openhqm_operator.stores import BundledStore, BundledStoreUnusable
+from openhqm_operator.triggers import Triggers, build_informers, caches_of
+from openhqm_operator.watching import Informer
+from openhqm_operator.work_queue import WorkQueue
+
+EVENTS_SECONDS = 2.0
+"""What was posted may still be written at the end for so long."""
+
+log = structlog.get_logger()
+
+
+class Process:
+    """One operator, from its settings to its end.
+
+    Attributes:
+        health_port: where it listens, once `listening` is set.
+    """
+
+    def __init__(self, settings: OperatorSettings, login: Login) -> None:
+        self.listening = asyncio.Event()
+        self.health_port = 0
+        self._settings = settings
+        self._login = login
+        self._stopping = asyncio.Event()
+        self._identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+
+    def stop(self) -> None:
+        """Begin to end."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until `stop`.
+
+        Raises:
+            SettingsError: the health port is taken.
+            LeadershipLost: somebody else may lead now.
+        """
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            reading = await stack.enter_async_context(Kube(self._login))
+            lease = (settings.lease.namespace, settings.lease.name)
+            election = Election(reading, lease, identity=self._identity)
+            writing = await stack.enter_async_context(Kube(self._login, fence=election.check))
+            informers = build_informers(reading, settings.namespace)
+            leader = Leader(settings, writing, caches_of(informers), self._identity)
+            stack.push_async_callback(leader.close)
+            leader.triggers.listen(informers)
+            health = Health(informers, leader.queue, settings.stale_seconds)
+            figures = Figures(
+                informers,
+                leader.queue,
+                writing,
+                leader.events,
+                leader.reconciler.missed,
+                lambda: election.is_leading,
+            )
+            await self._listen(stack, build_health_app(health, figures))
+            await self._work(informers, election, leader, health)
+
+    async def _listen(self, stack: AsyncExitStack, app: web.Application) -> None:
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        host, port = self._settings.host, self._settings.health_port
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as exc:
+            raise SettingsError(f"health_port: cannot listen on {host}:{port}: {exc.strerror}") from exc
+        self.health_port = runner.addresses[0][1]
+        self.listening.set()
+
+    async def _work(
+        self, informers: list[Informer], election: Election, leader: Leader, health: Health
+    ) -> None:
+        leading = asyncio.create_task(_lead(informers, election, leader), name="lead")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watches = [
+                    tasks.create_task(informer.run(), name=f"watch {informer.resource}")
+                    for informer in informers
+                ]
+                await self._until_stopped(leading)
+                health.is_draining = True
+                await leader.drain()
+                await _ended(leading)
+                for watch in watches:
+                    watch.cancel()
+        finally:
+            await _ended(leading)
+        if not leading.cancelled():
+            leading.result()
+
+    async def _until_stopped(self, leading: asyncio.Task[None]) -> None:
+        stopping = asyncio.create_task(self._stopping.wait(), name="stop")
+        await asyncio.wait({leading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel *task* and wait for its end, whatever that is."""
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def _lead(informers: list[Informer], election: Election, leader: Leader) -> None:
+    for informer in informers:
+        await informer.synced.wait()
+    await election.run(leader.run)
+
+
+class Leader:
+    """What the leader does, and nobody else.
+
+    Attributes:
+        queue: keys to be looked at; filled by `triggers`, also while somebody else leads.
+    """
+
+    def __init__(self, settings: OperatorSettings, kube: Kube, caches: Caches, identity: str) -> None:
+        self._settings = settings
+        self._caches = caches
+        self._store = (
+            BundledStore(kube, settings.store.url.get_secret_value(), settings.store.public_url)
+            if settings.store
+            else None
+        )
+        self.events = Events(kube, instance=identity)
+        self.queue: WorkQueue[Work] = WorkQueue(self._look, workers=settings.workers)
+        self.triggers = Triggers(caches, self._add)
+        self.sidecars = SidecarWatch(caches[ASYNC_PROXIES], caches[PODS], self.triggers.proxy)
+        options = Options(has_bundled_store=settings.store is not None, pod_security=settings.pod_security)
+        observer = Observer(kube, caches, self.sidecars, options)
+        mint = self._store.mint if self._store else None
+        self.reconciler = Reconciler(kube, observer, self.events.post, mint)
+        self._is_leading = False
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        self._is_leading = True
+        self.triggers.everything()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.queue.run(), name="queue")
+            tasks.create_task(self._resync(), name="resync")
+            tasks.create_task(self.sidecars.run(), name="sidecars")
+            tasks.create_task(self.events.run(), name="events")
+
+    async def drain(self) -> None:
+        """Take no more and let what is under way finish."""
+        if self._is_leading:
+            log.info("drain.started")
+            await self.queue.drain(self._settings.drain_seconds)
+            await self.events.flush(EVENTS_SECONDS)
+
+    async def close(self) -> None:
+        if self._store is not None:
+            await self._store.close()
+
+    def _add(self, work: Work) -> None:
+        # A standby would collect every key there is; it looks at all of them when it becomes the leader.
+        if self._is_leading:
+            self.queue.add(work)
+
+    async def _look(self, work: Work) -> float | None:
+        return await self.reconciler(work)
+
+    async def _resync(self) -> NoReturn:
+        while True:
+            await self._repair_store()
+            await asyncio.sleep(self._settings.resync_seconds)
+            self.triggers.everything()
+
+    async def _repair_store(self) -> None:
+        if self._store is None:
+            return
+        proxies = self._caches[ASYNC_PROXIES].values()
+        using = {
+            proxy["metadata"]["namespace"]
+            for proxy in proxies
+            if "secretRef" not in (proxy["spec"].get("store") or {})
+        }
+        try:
+            await self._store.repair(using)
+        except (BundledStoreUnusable, KubeError) as exc:
+            log.warning("store_users.unchecked", error=str(exc))
+
+
+async def _run(settings: OperatorSettings, kubeconfig: Path | None) -> None:
+    process = Process(settings, await find_login(kubeconfig))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, process.stop)
+    await process.run()
+
+
+def main() -> NoReturn:
+    """Run the operator. Exit codes: 0 ended by a signal, 1 the Lease was lost, 2 the settings are wrong."""
+    parser = argparse.ArgumentParser(prog="openhqm-operator", description="Keeps AsyncProxies.")
+    parser.add_argument("--config", type=Path, required=True, help="settings file")
+    parser.add_argument("--kubeconfig", type=Path, help="log in by this file instead of the Pod's account")
+    given = parser.parse_args()
+    try:
+        settings = load(given.config)
+        logs.configure(settings.log)
+        uvloop.run(_run(settings, given.kubeconfig))
+    except (SettingsError, LoginFailed) as exc:
+        sys.stderr.write(f"openhqm-operator: {exc}\n")
+        sys.exit(2)
+    except LeadershipLost as exc:
+        if not exc.has_ended:
+            os._exit(1)  # something still runs that might write
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Settings of the operator, from one YAML file that the chart writes.
+
+    lease: {namespace: openhqm}
+    store: {url: "redis://operator:${REDIS_PASSWORD}@openhqm-redis:6379/0", public_url: "redis://openhqm-redis.openhqm.svc:6379/0"}
+
+Unknown keys and wrong values stop the start with a sentence that names the key. `${NAME}` is a variable.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveInt, SecretStr, ValidationError
+
+from openhqm.errors import SettingsError
+from openhqm.settings import Area, LogSettings, Port, PositiveSeconds, Seconds
+from openhqm.settings_file import read_file
+
+
+class LeaseSettings(Area):
+    """The Lease that says which operator works."""
+
+    namespace: str = Field(description="Namespace of the Lease: the release's.")
+    name: str = Field("openhqm-operator", description="Its name.")
+
+
+class BundledStoreSettings(Area):
+    """The Redis that the chart brings along."""
+
+    url: SecretStr = Field(description="Logs in as a user who may make users.")
+    public_url: str = Field(description="As sidecars reach it, without credentials.")
+
+
+class OperatorSettings(Area):
+    """All settings of one operator process."""
+
+    lease: LeaseSettings
+    store: BundledStoreSettings | None = Field(None, description="None: proxies must name a store.")
+    namespace: str | None = Field(None, description="The one namespace looked after; none: all.")
+    pod_security: Literal["privileged", "baseline", "restricted"] = Field(
+        "privileged", description="Pod Security level enforced in namespaces without a label for it."
+    )
+    host: str = Field("0.0.0.0", description="Address the health port binds.")  # noqa: S104 - a Pod's own network
+    health_port: Port = Field(16020, description="/livez /readyz /metrics; 0 picks a free one.")
+    workers: PositiveInt = Field(8, description="AsyncProxies looked at at once.")
+    resync_seconds: PositiveSeconds = Field(600.0, description="Everything is looked at again this often.")
+    stale_seconds: PositiveSeconds = Field(
+        300.0, description="Not having heard of a watched resource for so long fails /livez."
+    )
+    drain_seconds: Seconds = Field(10.0, description="What is under way at SIGTERM may take this long.")
+    log: LogSettings = Field(default_factory=LogSettings)
+
+
+def load(path: Path) -> OperatorSettings:
+    """Read the settings file.
+
+    Raises:
+        SettingsError: one line that names the key and what is wrong with it.
+    """
+    try:
+        return OperatorSettings.model_validate(read_file(path, os.environ))
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise SettingsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc

@@ -1,0 +1,176 @@
+"""Watches what decisions rest on, and says whose decision a change concerns.
+
+    informers (`watching.py`) -> caches -> Observer
+              \\-> a change -> Work of each AsyncProxy and workload it may concern -> the work queue
+
+Naming a key too often costs a look at caches; not naming one costs until the next resync. So whatever cannot
+be told apart cheaply is named: a Service or NetworkPolicy names all AsyncProxies of its namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from openhqm_operator import names
+from openhqm_operator.kube import Kube
+from openhqm_operator.observe import Caches, annotations_of
+from openhqm_operator.reconcile import Work
+from openhqm_operator.resources import (
+    ASYNC_PROXIES,
+    CONFIG_MAPS,
+    HORIZONTAL_POD_AUTOSCALERS,
+    NAMESPACES,
+    NETWORK_POLICIES,
+    PODS,
+    SCALED_OBJECTS,
+    SERVICES,
+    WORKLOADS,
+    Key,
+    Object,
+    Resource,
+)
+from openhqm_operator.watching import Informer
+
+_OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
+
+
+def build_informers(kube: Kube, namespace: str | None) -> list[Informer]:
+    """One informer for each resource, keeping what is needed of it."""
+    own = {"fields": f"metadata.name={namespace}"} if namespace else {}
+    return [
+        Informer(kube, ASYNC_PROXIES, namespace=namespace, project=_without_managers),
+        *(
+            Informer(kube, workload, namespace=namespace, project=_without_managers)
+            for workload in WORKLOADS.values()
+        ),
+        Informer(kube, PODS, namespace=namespace, labels=names.PROXY_LABEL, project=_needed_of_pod),
+        # Whole: who manages the ports is in the managedFields.
+        Informer(kube, SERVICES, namespace=namespace),
+        Informer(kube, NETWORK_POLICIES, namespace=namespace, project=_without_managers),
+        Informer(kube, CONFIG_MAPS, namespace=namespace, labels=_OURS, project=_without_managers),
+        Informer(kube, NAMESPACES, project=_without_managers, **own),
+        Informer(kube, HORIZONTAL_POD_AUTOSCALERS, namespace=namespace, project=_without_managers),
+        Informer(kube, SCALED_OBJECTS, namespace=namespace, project=_without_managers, optional=True),
+    ]
+
+
+def caches_of(informers: Iterable[Informer]) -> Caches:
+    """Their caches, with the indexes that are looked up."""
+    caches = Caches({informer.resource: informer.cache for informer in informers})
+    caches.add_indexes()
+    caches[ASYNC_PROXIES].add_index("label", _label_of)
+    return caches
+
+
+def _without_managers(obj: Object) -> Object:
+    """Less than half of an object, usually."""
+    obj["metadata"].pop("managedFields", None)
+    return obj
+
+
+def _needed_of_pod(pod: Object) -> Object:
+    """The spec is the largest part, and only where the Pod runs matters of it."""
+    spec = pod.get("spec") or {}
+    return {**_without_managers(pod), "spec": {name: spec[name] for name in ("nodeName",) if name in spec}}
+
+
+def _label_of(proxy: Object) -> tuple[tuple[str, str]]:
+    metadata = proxy["metadata"]
+    return ((metadata["namespace"], names.label_value(metadata["name"])),)
+
+
+class Triggers:
+    """Turns changes into work.
+
+    Args:
+        add: takes a key to look at; `WorkQueue.add`.
+    """
+
+    def __init__(self, caches: Caches, add: Callable[[Work], None]) -> None:
+        self._caches = caches
+        self._add = add
+
+    def listen(self, informers: Iterable[Informer]) -> None:
+        """Be told of every change."""
+        concerning = {
+            ASYNC_PROXIES: self._of_proxy,
+            PODS: self._of_labelled,
+            CONFIG_MAPS: self._of_labelled,
+            SERVICES: self._of_namespace,
+            NETWORK_POLICIES: self._of_namespace,
+            NAMESPACES: self._of_namespace,
+        }
+        for informer in informers:
+            if informer.resource in WORKLOADS.values():
+                self._follow(informer, self._of_workload(informer.resource))
+            elif informer.resource in concerning:
+                self._follow(informer, concerning[informer.resource])
+
+    def everything(self) -> None:
+        """Name all there is to look at."""
+        for key in self._caches[ASYNC_PROXIES]:
+            self._add(Work(ASYNC_PROXIES.kind, key))
+        for resource in WORKLOADS.values():
+            for workload in self._caches[resource].values():
+                if names.ENABLED_ANNOTATION in annotations_of(workload):
+                    self._add(Work(resource.kind, _key(workload)))
+
+    def proxy(self, key: Key) -> None:
+        """Name one AsyncProxy."""
+        self._add(Work(ASYNC_PROXIES.kind, key))
+
+    def _follow(self, informer: Informer, concerned: _Concerned) -> None:
+        def changed(key: Key, before: Object | None, after: Object | None) -> None:
+            for work in concerned(key, before, after):
+                self._add(work)
+
+        informer.on_change(changed)
+
+    def _of_proxy(self, key: Key, before: Object | None, after: Object | None) -> Iterator[Work]:
+        yield Work(ASYNC_PROXIES.kind, key)
+        gone = before if after is None else None
+        if gone is not None:
+            # Its rivals may take its place, and a workload waited for its name.
+            reference = gone["spec"]["targetRef"]
+            yield from self._targeting(key.namespace, reference["kind"], reference["name"])
+            yield from (Work(kind, key) for kind in WORKLOADS)
+
+    def _of_workload(self, resource: Resource) -> _Concerned:
+        def concerned(key: Key, before: Object | None, after: Object | None) -> Iterator[Work]:
+            if after is not None and _says_new(before, after):
+                yield Work(resource.kind, key)
+            yield from self._targeting(key.namespace, resource.kind, key.name)
+
+        return concerned
+
+    def _targeting(self, namespace: str, kind: str, name: str) -> Iterator[Work]:
+        for proxy in self._caches[ASYNC_PROXIES].by("target", (namespace, kind, name)):
+            yield Work(ASYNC_PROXIES.kind, _key(proxy))
+
+    def _of_labelled(self, key: Key, before: Object | None, after: Object | None) -> Iterator[Work]:
+        for obj in (before, after):
+            value = ((obj or {"metadata": {}})["metadata"].get("labels") or {}).get(names.PROXY_LABEL)
+            for proxy in self._caches[ASYNC_PROXIES].by("label", (key.namespace, value)):
+                yield Work(ASYNC_PROXIES.kind, _key(proxy))
+
+    def _of_namespace(self, key: Key, before: Object | None, after: Object | None) -> Iterator[Work]:
+        for proxy in self._caches[ASYNC_PROXIES].by("namespace", key.namespace or key.name):
+            yield Work(ASYNC_PROXIES.kind, _key(proxy))
+
+
+_Concerned = Callable[[Key, Object | None, Object | None], Iterable[Work]]
+
+
+def _says_new(before: Object | None, after: Object) -> bool:
+    """Whether the annotations are others; of a workload just met, whether there are any of ours."""
+    said = {} if before is None else annotations_of(before)
+    return _about_us(said) != _about_us(annotations_of(after))
+
+
+def _about_us(annotations: object) -> dict[str, str]:
+    assert isinstance(annotations, dict)
+    return {name: value for name, value in annotations.items() if name.startswith(f"{names.GROUP}/")}
+
+
+def _key(obj: Object) -> Key:
+    return Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
