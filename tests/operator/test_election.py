@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
-from tests.sidecar.virtual_time import START, run
+from tests.sidecar.virtual_time import START, VirtualLoop, run
 
 from openhqm_operator.election import Election, LeadershipLost, Terms
 from openhqm_operator.kube_errors import AlreadyExists, Conflict, NotFound, Unavailable
@@ -361,6 +361,28 @@ async def test_work_that_does_not_end_is_reported_before_another_may_lead() -> N
     assert isinstance(error, LeadershipLost)
     assert not error.has_ended
     assert now() - gone_at <= 15
+
+
+@virtually
+async def test_a_process_that_was_frozen_writes_nothing_when_it_wakes() -> None:
+    election = Election(Line(LeaseServer()), KEY, identity="a")
+    refused: list[bool] = []
+
+    async def lead() -> None:
+        await asyncio.sleep(5)
+        election.check()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.now += 60  # nothing of this process ran meanwhile, not even the renewal
+        with pytest.raises(LeadershipLost):
+            election.check()
+        refused.append(True)
+        await asyncio.sleep(3600)
+
+    with pytest.raises(LeadershipLost):
+        await election.run(lead)
+
+    assert refused == [True]
 
 
 @virtually
