@@ -177,7 +177,10 @@ def _add_sidecar(pod_spec: Object, sidecar: Sidecar, platform: Platform) -> None
     if sidecar.intercept is InterceptType.REDIRECT:
         added.insert(0, build_redirect_container(sidecar.port.number, platform, build_token_cover()))
     pod_spec["initContainers"] = [*(pod_spec.get("initContainers") or ()), *added]
-    pod_spec["volumes"] = [*(pod_spec.get("volumes") or ()), *build_volumes(sidecar.proxy)]
+    volumes = pod_spec.get("volumes") or []
+    present = {volume["name"] for volume in volumes}
+    ours = (volume for volume in build_volumes(sidecar.proxy) if volume["name"] not in present)
+    pod_spec["volumes"] = [*volumes, *ours]
     known = pod_spec.get("imagePullSecrets") or []
     needed = [{"name": name} for name in platform.pull_secrets if {"name": name} not in known]
     if needed:

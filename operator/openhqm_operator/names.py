@@ -62,6 +62,8 @@ SIDECAR_CONTAINER = "openhqm"
 REDIRECT_CONTAINER = "openhqm-redirect"
 SETTINGS_VOLUME = "openhqm-settings"
 DATA_VOLUME = "openhqm-data"
+"""Mounted by the sidecar as /data. A Pod that has a volume of this name keeps an embedded store in it;
+otherwise it is empty and goes with the Pod."""
 NO_TOKEN_VOLUME = "openhqm-no-token"  # noqa: S105 - the name of an empty volume
 SETTINGS_FOLDER = "/etc/openhqm"
 SETTINGS_FILE = "settings.yaml"

@@ -22,7 +22,6 @@ from openhqm_operator.api import InterceptType, Spec
 from openhqm_operator.names import (
     ADMIN_PORT,
     BYPASS_PORT,
-    DATA_VOLUME,
     HEALTH_PORT,
     INTERCEPT_PORT,
     NO_TOKEN_VOLUME,
@@ -32,7 +31,8 @@ from openhqm_operator.names import (
 )
 
 OUR_PORTS = (INTERCEPT_PORT, BYPASS_PORT, HEALTH_PORT, ADMIN_PORT)
-OUR_VOLUMES = (SETTINGS_VOLUME, DATA_VOLUME, NO_TOKEN_VOLUME)
+OUR_VOLUMES = (SETTINGS_VOLUME, NO_TOKEN_VOLUME)
+"""DATA_VOLUME may be the Pod's own: then an embedded store survives the Pod."""
 
 MESH_CONTAINERS = frozenset({"istio-proxy", "linkerd-proxy", "daprd"})
 """Proxies that other webhooks put beside the app, often before we see the Pod: never the app."""

@@ -330,6 +330,15 @@ def test_passes_pod_security_restricted(intercept: str) -> None:
     assert not any("hostPort" in port for port in sidecar_of(pod)["ports"])
 
 
+def test_a_volume_for_an_embedded_store_is_the_pod_s_own() -> None:
+    claim = {"name": "openhqm-data", "persistentVolumeClaim": {"claimName": "legacy"}}
+
+    pod = injected(legacy(volumes=[claim]))
+
+    assert [each for each in pod["spec"]["volumes"] if each["name"] == "openhqm-data"] == [claim]
+    assert {"name": "openhqm-data", "mountPath": "/data"} in sidecar_of(pod)["volumeMounts"]
+
+
 def test_pull_secrets_are_added_once() -> None:
     pod = injected(legacy(imagePullSecrets=[{"name": "mine"}]))
     same = injected(legacy(imagePullSecrets=[{"name": "pull"}]))

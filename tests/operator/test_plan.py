@@ -93,7 +93,7 @@ def test_an_ordinary_pod_can_get_one() -> None:
         (pod(HTTP, os={"name": "windows"}), "ServicePort", "WindowsNode"),
         (pod(HTTP | {"hostPort": 80}), "NamedPort", "HostPort"),
         (pod(HTTP | {"hostPort": 80}), "ServicePort", "HostPort"),
-        (pod(HTTP, volumes=[{"name": "openhqm-data"}]), "ServicePort", "NameTaken"),
+        (pod(HTTP, volumes=[{"name": "openhqm-settings"}]), "ServicePort", "NameTaken"),
         (pod(HTTP, initContainers=[{"name": "openhqm"}]), "ServicePort", "NameTaken"),
         (pod(HTTP, initContainers=[{"name": "istio-proxy"}]), "Redirect", "MeshRedirects"),
         *(

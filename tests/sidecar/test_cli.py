@@ -35,7 +35,7 @@ from openhqm.stores.memory import MemoryStore
 
 COMMANDS = [
     *("serve", "demo", "submit", "get", "cancel", "list", "top", "dlq", "pause", "resume"),
-    *("check", "settings", "backends"),
+    *("check", "settings", "backends", "inject"),
 ]
 
 

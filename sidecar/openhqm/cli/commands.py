@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from openhqm import __version__
-from openhqm.cli import process, records, running, serving, submit
+from openhqm.cli import inject, process, records, running, serving, submit
 
 app = typer.Typer(
     name="openhqm",
@@ -71,3 +71,4 @@ app.command("resume", rich_help_panel=OPERATE)(running.resume)
 app.command("check", rich_help_panel=SETUP)(process.check)
 app.command("settings", rich_help_panel=SETUP)(process.settings)
 app.command("backends", rich_help_panel=SETUP)(process.backends)
+app.command("inject", rich_help_panel=SETUP)(inject.inject)
