@@ -3,7 +3,7 @@
     pods = Cache()
     pods.add_index("proxy", lambda pod: [pod["metadata"]["labels"].get(PROXY_LABEL)])
     pods.get(("shop", "legacy-1"))        the object or None
-    pods.by("proxy", "legacy")            objects, by key
+    pods.by("proxy", "legacy")            objects, possibly none, in the order of their keys
 
 Objects in it are shared by all readers: never change one, copy it first.
 """
@@ -46,10 +46,12 @@ class Cache:
     def by(self, index: str, value: Hashable) -> list[Object]:
         """Objects for which *index* has *value*, possibly none.
 
+        In the order of their keys, so that what is made of them does not change while they do not.
+
         Raises:
             KeyError: no such index.
         """
-        return [self._objects[key] for key in self._keys[index].get(value, ())]
+        return [self._objects[key] for key in sorted(self._keys[index].get(value, ()))]
 
     def __contains__(self, key: object) -> bool:
         return key in self._objects

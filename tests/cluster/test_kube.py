@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,10 +26,11 @@ from openhqm_operator.kube_errors import (
     Gone,
     Invalid,
     NotFound,
+    Unauthorized,
     Unavailable,
     WatchSilent,
 )
-from openhqm_operator.login import from_kubeconfig
+from openhqm_operator.login import from_kubeconfig, in_cluster
 from openhqm_operator.resources import (
     ASYNC_PROXIES,
     CONFIG_MAPS,
@@ -215,6 +217,25 @@ async def test_a_user_without_rights_is_forbidden(api_server: ControlPlane) -> N
             await kube.list(CONFIG_MAPS)
 
 
+async def test_a_pod_logs_in_and_gets_over_a_token_that_ran_out(
+    api_server: ControlPlane, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = "/api/v1/namespaces/default/serviceaccounts"
+    api_server.request("POST", accounts, {"metadata": {"name": name}})
+    answer = api_server.request("POST", f"{accounts}/{name}/token", {"spec": {}})
+    (tmp_path / "ca.crt").write_bytes(api_server.authority.bundle)
+    (tmp_path / "token").write_text("one that ran out")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api_server.port))
+
+    async with Kube(in_cluster(tmp_path)) as kube:
+        with pytest.raises(Unauthorized):
+            await kube.list(CONFIG_MAPS)
+        (tmp_path / "token").write_text(answer["status"]["token"])
+        with pytest.raises(Forbidden, match=f"system:serviceaccount:default:{name}"):
+            await kube.list(CONFIG_MAPS)
+
+
 async def test_a_resource_that_is_not_installed_is_not_found(kube: Kube) -> None:
     with pytest.raises(NotFound):
         await kube.list(SCALED_OBJECTS)
@@ -328,8 +349,8 @@ async def test_an_informer_outlives_the_server(api_server: ControlPlane, kube: K
 
 # -- the election
 
-TERMS = Terms(lease=3, renewal=2.0, retry=0.4)
-"""A fifth of the real ones."""
+TERMS = Terms(lease=5, renewal=3.3, retry=0.7)
+"""A third of the real ones. That they are kept to the second is shown in virtual time."""
 
 
 class Candidate:
@@ -388,7 +409,7 @@ async def test_a_released_lease_is_taken_at_once(api_server: ControlPlane, kube:
     held = await kube.get(LEASES, key)
     await second.stop()
 
-    assert took < TERMS.retry + 0.5
+    assert took < TERMS.lease / 2
     assert released["spec"]["leaseDurationSeconds"] in (1, TERMS.lease)
     assert held["spec"]["holderIdentity"] == "b"
     assert held["spec"]["leaseTransitions"] == 1
@@ -397,7 +418,7 @@ async def test_a_released_lease_is_taken_at_once(api_server: ControlPlane, kube:
 async def test_a_vanished_leader_is_followed_when_its_lease_runs_out(
     api_server: ControlPlane, name: str
 ) -> None:
-    """15 s and a look every 2 s make 17 at most; here a fifth of it."""
+    """15 s and a look every 2 s make 17 at most; here a third of it."""
     key = Key("default", name)
     first = Candidate(api_server, key, "a")
     await first.leads.wait()
@@ -410,7 +431,7 @@ async def test_a_vanished_leader_is_followed_when_its_lease_runs_out(
     took = time.monotonic() - vanished_at
     await second.stop()
 
-    assert TERMS.lease - 2 * TERMS.retry <= took <= TERMS.lease + TERMS.retry + 0.5
+    assert TERMS.lease - 2 * TERMS.retry <= took <= TERMS.lease + TERMS.retry + 1
 
 
 async def test_a_leader_whose_server_is_paused_gives_up_in_time(
@@ -430,7 +451,7 @@ async def test_a_leader_whose_server_is_paused_gives_up_in_time(
     await kube.get(LEASES, key)  # the server is back, and has let go of the connections we gave up
 
     assert isinstance(error, LeadershipLost)
-    assert first.ended_at - paused_at <= TERMS.renewal + 0.3
+    assert first.ended_at - paused_at < TERMS.lease
 
 
 # -- Events

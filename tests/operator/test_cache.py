@@ -46,6 +46,15 @@ def test_an_index_added_later_knows_what_is_there() -> None:
     assert cache.by("colour", "red") == [{"colours": ["red"]}]
 
 
+def test_an_index_gives_objects_in_the_order_of_their_keys() -> None:
+    cache = Cache()
+    cache.add_index("colour", colours)
+    for key in (B, A, B):
+        cache.put(key, {"name": key.name, "colours": ["red"]})
+
+    assert [obj["name"] for obj in cache.by("colour", "red")] == ["a", "b"]
+
+
 def test_it_returns_what_was_there_before() -> None:
     cache = Cache()
 
