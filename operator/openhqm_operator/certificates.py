@@ -2,7 +2,7 @@
 
     what the two Secrets hold, what is trusted and shown, the time --decide--> what they should hold
 
-    FRESH        make a CA and a leaf                                   bundle: CA
+    nothing      make a CA and a leaf                                   bundle: CA
     leaf old     new leaf of the same CA                                bundle: CA
     CA old       PUBLISH the next CA beside it                          bundle: CA, next     leaf: CA's
     known        LEAF: sign by the next CA, once everyone had           bundle: next, CA     leaf: next's
@@ -68,13 +68,13 @@ class Material:
 
     Args:
         authority: signs leaves.
-        leaf: what replicas show.
+        leaf: what replicas show; None if that was lost.
         next: a CA that is published and does not sign yet.
         previous: certificate of the CA that signed before, still trusted.
     """
 
     authority: Pair
-    leaf: Pair
+    leaf: Pair | None
     next: Pair | None = None
     previous: bytes | None = None
 
@@ -160,13 +160,15 @@ def decide(
     One step at a time; what it returns is written, published and seen before the next.
 
     Args:
-        material: None if there is none, or none that can be read.
+        material: None if there is no CA, or none that can be used.
         name: of a CA that is made.
         hosts: what replicas are called.
     """
     if material is None:
         authority = make_authority(name, now)
         return Material(authority, issue_leaf(authority, hosts, now))
+    if material.leaf is None or _is_old(material.leaf, now) or not _fits(material, material.leaf, hosts):
+        return replace(material, leaf=issue_leaf(material.authority, hosts, now))
     if material.previous is not None and seen.served == {fingerprint(material.leaf.certificate)}:
         return replace(material, previous=None)
     if material.next is not None and _is_settled(material.next, seen.trusted, now):
@@ -174,8 +176,6 @@ def decide(
         return Material(material.next, leaf, previous=material.authority.certificate)
     if material.next is None and material.previous is None and _is_old(material.authority, now):
         return replace(material, next=make_authority(name, now))
-    if _is_old(material.leaf, now) or not _fits(material, hosts):
-        return replace(material, leaf=issue_leaf(material.authority, hosts, now))
     return material
 
 
@@ -190,9 +190,9 @@ def _is_old(pair: Pair, now: dt.datetime) -> bool:
     return now - begun >= (certificate.not_valid_after_utc - begun) * RENEW_AFTER
 
 
-def _fits(material: Material, hosts: Sequence[str]) -> bool:
+def _fits(material: Material, pair: Pair, hosts: Sequence[str]) -> bool:
     """Whether the leaf is for *hosts*, and of the CA that signs."""
-    leaf = x509.load_pem_x509_certificate(material.leaf.certificate)
+    leaf = x509.load_pem_x509_certificate(pair.certificate)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     try:
         leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(material.authority.certificate))
@@ -209,15 +209,12 @@ def _fingerprints(bundle: bytes) -> set[str]:
 
 # --- Secrets ---------------------------------------------------------------------------------------------
 
-AUTHORITY_SECRET = "openhqm-ca"  # noqa: S105 - the name of a Secret
-"""ca.crt, ca.key; during a rotation next.crt and next.key, or previous.crt. The operator's alone."""
-
-LEAF_SECRET = "openhqm-injector-tls"  # noqa: S105 - the name of a Secret
-"""tls.crt, tls.key and ca.crt, the bundle; mounted by the replicas, of type kubernetes.io/tls."""
+# The CA's: ca.crt, ca.key; during a rotation next.crt and next.key, or previous.crt. The operator's alone.
+# The leaf's: tls.crt, tls.key and ca.crt, the bundle; mounted by the replicas.
 
 
 def authority_data(material: Material) -> dict[str, str]:
-    """Return the `data` of AUTHORITY_SECRET."""
+    """Return the `data` of the Secret with the CA."""
     data = {"ca.crt": material.authority.certificate, "ca.key": material.authority.key}
     if material.next is not None:
         data |= {"next.crt": material.next.certificate, "next.key": material.next.key}
@@ -227,32 +224,51 @@ def authority_data(material: Material) -> dict[str, str]:
 
 
 def leaf_data(material: Material) -> dict[str, str]:
-    """Return the `data` of LEAF_SECRET."""
+    """Return the `data` of the Secret with the leaf.
+
+    Raises:
+        ValueError: there is no leaf.
+    """
+    if material.leaf is None:
+        raise ValueError("no leaf to write")
     return _encoded(
         {"tls.crt": material.leaf.certificate, "tls.key": material.leaf.key, "ca.crt": material.bundle}
     )
 
 
-def read_material(authority: Mapping[str, str] | None, leaf: Mapping[str, str] | None) -> Material | None:
-    """Read the `data` of both Secrets.
+def read_material(authority: Mapping[str, str], leaf: Mapping[str, str]) -> Material | None:
+    """Read the `data` of both Secrets; empty where one is missing.
 
-    Returns: None if one is missing or cannot be used: all is made anew then, and nobody trusts the old.
+    Returns: None if there is no usable CA: all is made anew then, and replicas are distrusted until they
+        show it. A lost leaf alone costs nothing.
     """
-    if authority is None or leaf is None:
+    signing = _read_pair(authority, "ca")
+    if signing is None:
         return None
+    return Material(
+        signing,
+        _read_pair(leaf, "tls"),
+        _read_pair(authority, "next"),
+        _read_certificate(authority, "previous"),
+    )
+
+
+def _read_pair(data: Mapping[str, str], name: str) -> Pair | None:
     try:
-        has_next = "next.crt" in authority
-        found = Material(
-            Pair(_decoded(authority, "ca.crt"), _decoded(authority, "ca.key")),
-            Pair(_decoded(leaf, "tls.crt"), _decoded(leaf, "tls.key")),
-            Pair(_decoded(authority, "next.crt"), _decoded(authority, "next.key")) if has_next else None,
-            _decoded(authority, "previous.crt") if "previous.crt" in authority else None,
-        )
-        for pair in (found.authority, found.leaf, *((found.next,) if found.next else ())):
-            _load(pair)
+        pair = Pair(_decoded(data, f"{name}.crt"), _decoded(data, f"{name}.key"))
+        _load(pair)
     except (KeyError, ValueError):
         return None
-    return found
+    return pair
+
+
+def _read_certificate(data: Mapping[str, str], name: str) -> bytes | None:
+    try:
+        certificate = _decoded(data, f"{name}.crt")
+        x509.load_pem_x509_certificate(certificate)
+    except (KeyError, ValueError):
+        return None
+    return certificate
 
 
 def _encoded(data: Mapping[str, bytes]) -> dict[str, str]:

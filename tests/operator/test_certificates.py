@@ -208,8 +208,16 @@ def test_what_cannot_be_used_counts_as_missing(fresh: Material) -> None:
     other = make_authority("other", NOW)
     mixed = authority_data(replace(fresh, authority=Pair(fresh.authority.certificate, other.key)))
 
-    assert read_material(None, leaf) is None
-    assert read_material(authority, None) is None
+    assert read_material({}, leaf) is None
     assert read_material({**authority, "ca.key": "%%%"}, leaf) is None
     assert read_material({"ca.crt": authority["ca.crt"]}, leaf) is None
     assert read_material(mixed, leaf) is None
+
+
+def test_a_lost_leaf_is_issued_by_the_same_ca(fresh: Material) -> None:
+    found = read_material(authority_data(fresh), {})
+
+    renewed = step(found, NOW + DAY)
+
+    assert renewed.authority == fresh.authority
+    assert verifies(renewed.leaf.certificate, fresh.bundle, NOW + DAY)
