@@ -118,6 +118,8 @@ class Waiters:
             del self._waiting[id]
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
+        if not self._waiting:
+            return
         for change in changes:
             if change.lane is Lane.REQUESTS and change.id in self._waiting:
                 self._wake(change.id, final=change.state.is_final)

@@ -165,7 +165,9 @@ async def test_a_settlement_whose_reply_was_lost_is_applied_once(
         store = await open_store(f"redis://127.0.0.1:{proxy.port}")
         await store.accept([new(), new()])
         known, lease = await take(store, 2)
-        await store.settle([Finish(known.id, known.epoch, State.DONE)])  # the server knows the script
+        await store.settle(
+            [Finish(known.id, known.epoch, State.DONE, Answer(b""))]
+        )  # the server knows the script
         finish = Finish(lease.id, lease.epoch, State.DONE, Answer(b"first"))
         proxy.lose_replies = True
 
@@ -269,6 +271,36 @@ async def test_a_settlement_that_is_not_usual_leaves_the_others_of_its_batch_alo
     counts = await store.counts()
     assert (counts.done, counts.running, counts.stale_settlements) == (3, 1, 2)
     assert counts.conserved
+
+
+async def test_an_ordinary_answer_takes_the_place_of_its_request_and_goes_with_it(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    store = await open_store()
+    await store.accept([new(body=b"request"), new(body=b"request")])
+    brief, failed = await take(store, 2)
+    answer = Answer(b"head", b"body")
+
+    for settlement in (
+        Finish(brief.id, brief.epoch, State.DONE, answer, note=b'{"attempt":1}'),
+        Finish(failed.id, failed.epoch, State.FAILED, answer, "status", b'{"attempt":1}'),
+    ):
+        assert list(await store.settle([settlement])) == [True]
+
+    assert keys_of(redis_server, brief.id) == {b"m:", b"q:"}
+    assert keys_of(redis_server, failed.id) == {b"m:", b"q:", b"a:", b"n:"}
+    for lease, reason in ((brief, ""), (failed, "status")):
+        record = await get_one(store, lease.id, Want.ANSWER | Want.REQUEST)
+        assert (record.history, record.reason, record.answer) == (b'{"attempt":1}\n', reason, answer)
+        assert (record.request is None) == (lease is brief)
+    assert await store.purge([brief.id, failed.id]) == 2
+    assert keys_of(redis_server, brief.id) == keys_of(redis_server, failed.id) == set()
+
+
+def keys_of(server: RedisServer, id: bytes) -> set[bytes]:
+    """What kinds of keys there are for a record."""
+    with server.client() as client:
+        return {key[: -len(id)].rpartition(b"}:")[2] for key in client.scan_iter() if key.endswith(id)}
 
 
 async def test_scripts_are_loaded_again_when_the_server_forgot_them(

@@ -113,9 +113,9 @@ class RedisStore:
             for libraries, flags, names in (
                 ((), "", ("accept_plain",)),
                 (("common", "life"), "", ("accept", "replay")),
-                (("settle_plain", "common", "life"), "allow-oom", ("settle",)),
+                ((), "allow-oom", ("settle_plain",)),
                 (("lease_plain", "common", "life"), "allow-oom", ("lease",)),
-                (("common", "life"), "allow-oom", ("cancel", "purge", "sweep")),
+                (("common", "life"), "allow-oom", ("settle", "cancel", "purge", "sweep")),
                 (("common",), "allow-oom", ("extend", "pause")),
                 (("common", "reading"), "no-writes", ("read", "list")),
                 (("common",), "no-writes", ("counts",)),
@@ -244,12 +244,10 @@ class RedisStore:
                 self._give_back_soon()
             raise
         self._callers.put_back(caller, was_heard=True)
-        due_in, now = records.unpack_float(reply[0]), records.unpack_float(reply[1])
+        due, time, ids, metas, contents = reply
+        due_in, now = records.unpack_float(due), records.unpack_float(time)
         assert now is not None
-        leases = [
-            records.unpack_lease(reply[at], reply[at + 1], reply[at + 2], now)
-            for at in range(2, len(reply), 3)
-        ]
+        leases = records.unpack_leases(ids, metas, contents, now)
         return leases, REREAD_SECONDS if due_in is None else max(due_in, 0.0)
 
     def _give_back_soon(self) -> None:
@@ -279,14 +277,25 @@ class RedisStore:
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         results: list[bool] = []
         for batch in _batches(settlements, _answer_bytes):
-            args: list[Argument] = [self._argv]
-            for settlement in batch:
-                args += records.pack_settlement(settlement)
-            replies = await self._run("settle", args)
-            if 2 in replies:
-                raise StoreUnavailable("the blob of an answer was gone before it was settled")
-            results += [code == 1 for code in replies]
+            if await self._settle_plainly(batch):
+                results += [True] * len(batch)
+            else:
+                results += await self._settle_each(batch)
         return results
+
+    async def _settle_plainly(self, batch: Sequence[Settlement]) -> bool:
+        """Apply a batch of ordinary answers at once; False when they have to be looked at one by one."""
+        plain = records.pack_answers(batch)
+        return plain is not None and await self._run("settle_plain", (self._argv, *plain)) == 1
+
+    async def _settle_each(self, batch: Sequence[Settlement]) -> Sequence[bool]:
+        args: list[Argument] = [self._argv]
+        for settlement in batch:
+            args += records.pack_settlement(settlement)
+        replies = await self._run("settle", args)
+        if 2 in replies:
+            raise StoreUnavailable("the blob of an answer was gone before it was settled")
+        return [code == 1 for code in replies]
 
     async def cancel(self, id: bytes) -> Record | None:
         held = await self._run("cancel", (self._argv, id))

@@ -3,7 +3,8 @@
 One connection subscribes to the queue's channel while somebody listens or waits. Redis does not
 repeat notices, so a lost one costs the slow re-read of whoever waits, never an answer.
 
-    notice = bits of the lanes that have something new to lease, HAS_REASONS, then changes of state
+    notice = bits of the lanes that have something new to lease, then changes of state
+           | ALIKE, lane, state, then the ids of records all of which have this state now
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ from redis.exceptions import RedisError
 
 from openhqm.stores.base import Change, Lane
 from openhqm.stores.redis_link import CALL_SECONDS, Link
-from openhqm.stores.redis_records import LANE_CODES, LANES, unpack_changes, unpack_plain_changes
+from openhqm.stores.redis_records import LANE_CODES, LANES, AlikeChanges, unpack_changes
 
 Listener = Callable[[Sequence[Change]], None]
 
 QUIET_SECONDS = 2.0
 """Silence after which the connection is asked whether it still lives."""
 
-HAS_REASONS = 128
-"""Bit of a notice some of whose changes have a reason: most have none and are read at once."""
+ALIKE = 64
 
 RECONNECT_SECONDS = 0.5
 LINGER_SECONDS = 10.0
@@ -116,11 +116,11 @@ class Notices:
             self._wake(LANES)  # what came before this was not heard
 
     def _tell(self, notice: bytes) -> None:
-        if notice[0]:
+        is_alike = notice[0] == ALIKE
+        if notice[0] and not is_alike:
             self._wake([lane for lane, code in LANE_CODES.items() if notice[0] >> code & 1])
         if self._listeners and len(notice) > 1:
-            has_reasons = notice[0] & HAS_REASONS
-            changes = unpack_changes(notice, 1) if has_reasons else unpack_plain_changes(notice[1:])
+            changes = AlikeChanges(notice[1:]) if is_alike else unpack_changes(notice, 1)
             for listener in tuple(self._listeners):
                 listener(changes)
 

@@ -8,7 +8,8 @@ without padding; strings carry their length before them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 from openhqm.stores.base import (
     Answer,
@@ -41,7 +42,7 @@ ID_BYTES = 16
 
 # Flags, as in common.lua.
 _CANCEL_REQUESTED, _CALLBACK, _OWNS_REQUEST_BLOB = 1, 2, 4
-_REPLAYED, _REQUEST, _KEYED, _SCOPED = 32, 128, 256, 1024
+_REPLAYED, _REQUEST, _KEYED, _SCOPED, _BRIEF = 32, 128, 256, 1024, 2048
 _NO_ANSWER, _INLINE, _BLOB = 0, 1, 2
 _FINISH, _RETRY, _RELEASE = 0, 1, 2
 
@@ -56,9 +57,11 @@ _PLAIN_BATCH = struct.Struct(">dBd")
 _TERMS = struct.Struct(">BBId")
 _ACCEPT = struct.Struct(">16sHddddBd")
 _SETTLE = struct.Struct(">16sIBBBBdd")
+_LEASED = struct.Struct(">8xdxd8xxHIII32xB")
 _NUMBER = struct.Struct(">d")
 _LENGTH = struct.Struct(">I")
 _CHANGE = struct.Struct(">16sBBB")
+_ID = struct.Struct("16s")
 _LIMITS = struct.Struct(">dddddB")
 
 
@@ -194,6 +197,33 @@ def pack_settlement(settlement: Settlement) -> tuple[bytes, bytes]:
     return b"%b\0%b%b" % (header, _LENGTH.pack(len(note)), note), b""
 
 
+def pack_answers(batch: Sequence[Settlement]) -> list[bytes] | None:
+    """What `settle_plain.lua` needs to apply *batch*; None when it is not for that script."""
+    ids, epochs, sizes, contents = [], [], [], []
+    for finish in batch:
+        if type(finish) is not Finish or finish.state is not State.DONE or finish.reason or not finish.sent:
+            return None
+        answer = finish.answer
+        if answer is None or type(answer.body) is not bytes:
+            return None
+        head, body = answer.head, answer.body
+        ids.append(finish.id)
+        epochs.append(finish.epoch)
+        sizes.append(len(head) + len(body))
+        contents.append(finish.note)
+        contents.append(b"%b%b\0%b" % (_LENGTH.pack(len(head)), head, body))
+    many = len(ids)
+    if len(set(ids)) < many:
+        return None
+    return [
+        b"".join(ids),
+        struct.pack(f">{many}I", *epochs),
+        struct.pack(f">{many}d", *sizes),
+        _NUMBER.pack(sum(sizes)),
+        *contents,
+    ]
+
+
 def _pack_finish(finish: Finish) -> tuple[bytes, bytes]:
     answer, kind, size, content = finish.answer, _NO_ANSWER, 0, b""
     if answer is not None:
@@ -234,10 +264,10 @@ def unpack_float(packed: bytes) -> float | None:
     return float(_NUMBER.unpack(packed)[0]) if packed else None
 
 
-def _strings(meta: bytes) -> tuple[bytes, bytes | None, bytes | None, str]:
-    """key, parent, replay_of and reason of a record that was not replayed."""
+def _strings(meta: bytes) -> tuple[bytes, bytes | None, bytes | None, bytes]:
+    """key, parent, replay_of, and what follows them, of a record that was not replayed."""
     if len(meta) == _META.size + _NO_STRINGS_BYTES:
-        return b"", None, None, ""
+        return b"", None, None, b""
     at = _META.size + 2
     end = at + int.from_bytes(meta[_META.size : at])
     key = meta[at:end]
@@ -245,14 +275,21 @@ def _strings(meta: bytes) -> tuple[bytes, bytes | None, bytes | None, str]:
     at, end = end + 1, end + 1 + meta[end]
     parent = meta[at:end]
     at, end = end + 1, end + 1 + meta[end]
-    return key, parent or None, meta[at:end] or None, meta[end:].decode()
+    return key, parent or None, meta[at:end] or None, meta[end:]
 
 
-def unpack_lease(id: bytes, meta: bytes, content: bytes, leased_at: float) -> Lease:
-    """A lease from the record as the lease made it."""
-    _, deadline, _, accepted_at, _, _, flags, epoch, attempts, claims, _, _, _, _, priority, _, _, _ = (
-        _META.unpack_from(meta)
-    )
+def unpack_leases(
+    ids: bytes, metas: Sequence[bytes], contents: Sequence[bytes], leased_at: float
+) -> list[Lease]:
+    """Leases from the records as `lease.lua` made them."""
+    return [
+        _unpack_lease(id, meta, content, leased_at)
+        for (id,), meta, content in zip(_ID.iter_unpack(ids), metas, contents, strict=True)
+    ]
+
+
+def _unpack_lease(id: bytes, meta: bytes, content: bytes, leased_at: float) -> Lease:
+    deadline, accepted_at, flags, epoch, attempts, claims, priority = _LEASED.unpack_from(meta)
     key, parent, _, _ = _strings(meta)
     envelope, body = unpack_content(content)
     return Lease(
@@ -289,7 +326,8 @@ def unpack_record(
         *_,
     ) = _META.unpack_from(meta)
     replayed_as = meta[-ID_BYTES:] if flags & _REPLAYED else None
-    key, parent, replay_of, reason = _strings(meta if replayed_as is None else meta[:-ID_BYTES])
+    key, parent, replay_of, ending = _strings(meta if replayed_as is None else meta[:-ID_BYTES])
+    reason, note = ("", ending + b"\n") if flags & _BRIEF and ending else (ending.decode(), b"")
     state = STATES[code]
     return Record(
         id=id,
@@ -308,7 +346,7 @@ def unpack_record(
         cancel_requested=bool(flags & _CANCEL_REQUESTED),
         may_have_run=state in (State.CANCELLED, State.EXPIRED) and attempts > 0,
         reason=reason,
-        history=history or b"",
+        history=(history or b"") + note,
         key=key if flags & _KEYED else None,
         parent=parent,
         replay_of=replay_of,
@@ -319,9 +357,28 @@ def unpack_record(
     )
 
 
-def unpack_plain_changes(packed: bytes) -> list[Change]:
-    """Changes of state none of which has a reason."""
-    return [Change(id, STATES[state], LANES[lane]) for id, lane, state, _ in _CHANGE.iter_unpack(packed)]
+class AlikeChanges(Sequence[Change]):
+    """The changes of one batch that left all its records in one state; made when somebody looks.
+
+    Args: packed: lane, state, then ids.
+    """
+
+    def __init__(self, packed: bytes) -> None:
+        self._lane, self._state, self._ids = LANES[packed[0]], STATES[packed[1]], packed[2:]
+
+    def __len__(self) -> int:
+        return len(self._ids) // ID_BYTES
+
+    def __iter__(self) -> Iterator[Change]:
+        for (id,) in _ID.iter_unpack(self._ids):
+            yield Change(id, self._state, self._lane)
+
+    @overload
+    def __getitem__(self, index: int) -> Change: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Change]: ...
+    def __getitem__(self, index: int | slice) -> Change | Sequence[Change]:
+        return list(self)[index]
 
 
 def unpack_changes(packed: bytes, at: int = 0) -> list[Change]:

@@ -7,6 +7,7 @@
 -- KEYS[1] is the prefix "openhqm:{queue}:"; all keys of a queue share its hash slot. Under it:
 --   m:<id>       meta of a record (see below)
 --   q:<id>       its request       a:<id>  its answer       c:<id>  the callback to be sent
+--                (a BRIEF record has its answer as q:<id>)
 --   n:<id>       attempt notes     x:<scope>  id and fingerprint that hold an idempotency scope
 --   blob:<name>  a list of chunks; expires until a record that names it is committed
 --   garbage      names of blobs kept elsewhere that no record needs any more; sweep deletes them
@@ -35,12 +36,13 @@ local REPEAT = 0
 local CANCEL_REQUESTED, CALLBACK, OWNS_REQUEST_BLOB, OWNS_ANSWER_BLOB = 1, 2, 4, 8
 local ANSWER, REPLAYED, NOTED, REQUEST = 16, 32, 64, 128
 local KEYED, BLOCKED, SCOPED = 256, 512, 1024
+local BRIEF = 2048 -- ended as settle_plain.lua does it
 
 -- A record's meta is PLACE, LIFE, TERMS and strings. PLACE and TERMS are written once, but for
 -- ready_at. LIFE: state, flags, epoch, attempts, claims, started_at, finished_at, expires_at, bytes
 -- held. TERMS: priority, on_lost, max_claims, request bytes. The strings: key, scope, parent,
--- replay_of, each with its length; then the reason of a final record; then the id of the replay of a
--- REPLAYED one.
+-- replay_of, each with its length; then the reason of a final record (of a BRIEF one, which
+-- has none, its note); then the id of the replay of a REPLAYED one.
 local LIFE = 'BI2I4I4I4dddd'
 local FIXED, FIXED_SIZE = PLACE .. LIFE, 80
 local TERMS = '>BBI4d'
@@ -51,8 +53,7 @@ local dirty = {}
 local values, removed, changes, garbage = {}, {}, {}, {}
 local deltas, bytes_delta = {[0] = {}, {}}, 0
 local added, taken = {}, {}
-local wake = 0 -- bit per lane that has something to lease, and HAS_REASONS
-local HAS_REASONS = 128 -- some of the changes told have a reason
+local wake = 0 -- bit per lane that has something to lease
 
 local function has(r, flag)
   return band(r.flags, flag) ~= 0
@@ -113,7 +114,6 @@ local function change(r)
 end
 
 local function notify(r, reason)
-  if reason ~= '' then wake = bor(wake, HAS_REASONS) end
   changes[#changes + 1] = pack('>c16BBBc0', r.id, r.lane, r.state, #reason, reason)
 end
 
@@ -146,6 +146,11 @@ end
 -- key, scope, parent, replay_of; each "" when there is none
 local function strings(r)
   return unpack_(STRINGS, r.rest, STRINGS_AT)
+end
+
+-- Where the answer is.
+local function answer_key(r)
+  return (has(r, BRIEF) and 'q:' or 'a:') .. r.id
 end
 
 -- Score in a ready set.

@@ -1,7 +1,7 @@
 -- Take due records. ARGV[2]: lane, most records, lease seconds, serial of this call, serial of the
 -- caller's last call whose reply was heard. ARGV[3]: the caller.
--- Reply: seconds until the next delayed record is due ("" when none is), the time, then per lease
--- its id, meta and request.
+-- Reply: seconds until the next delayed record is due ("" when none is), the time, the ids of the
+-- leases, their metas and their requests.
 --
 -- What an unheard call took nobody holds: it is given back, unsent, by the caller's next call. That
 -- older call may also still be on its way; it comes with a lower serial then, and takes nothing.
@@ -10,13 +10,13 @@ local lane_code, limit, lease_seconds, serial, heard = unpack_('>BI4ddd', ARGV[2
 local lane = LANES[lane_code]
 local ready, delayed = P .. READY[lane_code], P .. DELAYED[lane_code]
 local PROMOTED, EXAMINED = 1000, 1000
-local TAKEN = '>c16I4'
-local TAKEN_SIZE = 20
 
 local function give_back(taken)
   local ids, epochs = {}, {}
-  for at = 9, #taken, TAKEN_SIZE do
-    ids[#ids + 1], epochs[#epochs + 1] = unpack_(TAKEN, taken, at)
+  local many = (#taken - 8) / 20
+  for i = 1, many do
+    ids[i] = sub(taken, 16 * i - 7, 16 * i + 8)
+    epochs[i] = unpack_('>I4', taken, 16 * many + 4 * i + 5)
   end
   load(ids)
   for i = 1, #ids do
@@ -31,7 +31,7 @@ local taken_key = P .. 'taken:' .. ARGV[3]
 local before = call('GET', taken_key)
 if before then
   local last = unpack_('>d', before)
-  if last >= serial then return {'', pack('>d', NOW)} end
+  if last >= serial then return {'', pack('>d', NOW), '', {}, {}} end
   if last > heard then give_back(before) end
 end
 
@@ -112,24 +112,22 @@ while #leases < limit and examined < EXAMINED do
 end
 
 if #leases > 0 or serial > heard + 1 then
-  local taken = {pack('>d', serial)}
-  for i = 1, #leases do taken[i + 1] = pack(TAKEN, leases[i].id, leases[i].epoch) end
+  local taken = {pack('>d', serial)} -- then all ids, then all epochs
+  for i = 1, #leases do
+    taken[i + 1] = leases[i].id
+    taken[#leases + i + 1] = pack('>I4', leases[i].epoch)
+  end
   call('SET', taken_key, table.concat(taken), 'EX', math.ceil(lease_seconds) + 60)
 end
 
-local reply = {'', pack('>d', NOW)}
+local due_in, ids, metas_, bodies = '', {}, {}, {}
 if #leases > 0 then
   count(lane_code, 'turn', turn - (tonumber(state[2]) or 0))
-  local bodies = call('MGET', unpack(requests))
-  for i = 1, #leases do
-    local r = leases[i]
-    reply[#reply + 1] = r.id
-    reply[#reply + 1] = encode(r)
-    reply[#reply + 1] = bodies[i]
-  end
+  bodies = call('MGET', unpack(requests))
+  for i = 1, #leases do ids[i], metas_[i] = leases[i].id, encode(leases[i]) end
 else
   local head = call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
-  if head[2] then reply[1] = pack('>d', head[2] - NOW) end
+  if head[2] then due_in = pack('>d', head[2] - NOW) end
 end
 commit()
-return reply
+return {due_in, pack('>d', NOW), table.concat(ids), metas_, bodies}

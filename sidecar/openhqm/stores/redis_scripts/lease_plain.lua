@@ -2,8 +2,7 @@
 -- has come due. Goes before the libraries of lease.lua, which tells arguments and reply and sees to
 -- every other call.
 
--- Of a meta, by place: deadline 9-16, state 34, flags 35-36, epoch 37-40, attempts and claims 41-48,
--- started_at 49-56.
+-- Of a meta, by place: deadline 9-16, state to claims 34-48, of these epoch 37-40; started_at 49-56.
 
 -- Reply, or nil when the call is not of this kind; nothing was written then.
 local function lease_plainly()
@@ -19,39 +18,42 @@ local function lease_plainly()
   if #first == 0 or math.floor(first[2] / LEVEL) ~= math.floor(last[2] / LEVEL) then return nil end
 
   local ids = call('ZRANGE', ready, 0, limit - 1)
+  local meta_key, request_key = P .. 'm:', P .. 'q:'
   local keys, requests = {}, {}
-  for i = 1, #ids do keys[i], requests[i] = P .. 'm:' .. ids[i], P .. 'q:' .. ids[i] end
+  for i = 1, #ids do keys[i], requests[i] = meta_key .. ids[i], request_key .. ids[i] end
   local metas = call('MGET', unpack(keys))
-  local now, ends, told = pack('>d', NOW), NOW + lease_seconds, string.char(lane_code, 1, 0)
-  local values, timers, taken, changes, reply = {}, {}, {pack('>d', serial)}, {'\0'}, {'', now}
+  local now, ends = pack('>d', NOW), string.format('%.17g', NOW + lease_seconds)
+  local epoch_of, running = {}, {} -- by state to claims of a waiting record
+  local values, timers, epochs = {}, {}, {}
   local retrying = 0
   for i = 1, #ids do
-    local id, meta = ids[i], metas[i]
+    local meta = metas[i]
     local deadline = meta and unpack_('>d', meta, 9)
     if not meta or deadline > 0 and deadline <= NOW then return nil end
-    if string.byte(meta, 34) == 2 then retrying = retrying + 1 end
-    local epoch = pack('>I4', unpack_('>I4', meta, 37) + 1)
-    meta = sub(meta, 1, 33) .. '\1' .. sub(meta, 35, 36) .. epoch .. sub(meta, 41, 48) .. now .. sub(meta, 57)
-    local at = 2 * i
-    values[at - 1], values[at] = keys[i], meta
-    timers[at - 1], timers[at] = ends, id
-    taken[at], taken[at + 1] = id, epoch
-    changes[at], changes[at + 1] = id, told
-    reply[3 * i], reply[3 * i + 1] = id, meta
+    local waiting = sub(meta, 34, 48)
+    if string.byte(waiting) == 2 then retrying = retrying + 1 end
+    if not running[waiting] then
+      epoch_of[waiting] = pack('>I4', unpack_('>I4', waiting, 4) + 1)
+      running[waiting] = '\1' .. sub(waiting, 2, 3) .. epoch_of[waiting] .. sub(waiting, 8) .. now
+    end
+    meta = sub(meta, 1, 33) .. running[waiting] .. sub(meta, 57)
+    metas[i] = meta
+    epochs[i] = epoch_of[waiting]
+    values[2 * i - 1], values[2 * i] = keys[i], meta
+    timers[2 * i - 1], timers[2 * i] = ends, ids[i]
   end
-  local bodies = call('MGET', unpack(requests))
-  for i = 1, #ids do reply[3 * i + 2] = bodies[i] end
+  local bodies, all = call('MGET', unpack(requests)), table.concat(ids)
 
   call('ZREMRANGEBYRANK', ready, 0, #ids - 1)
   call('MSET', unpack(values))
   call('ZADD', P .. 'timers', unpack(timers))
-  call('SET', taken_key, table.concat(taken), 'EX', math.ceil(lease_seconds) + 60)
+  call('SET', taken_key, pack('>d', serial) .. all .. table.concat(epochs), 'EX', math.ceil(lease_seconds) + 60)
   call('HINCRBY', counts, lane .. '.queued', retrying - #ids)
   if retrying > 0 then call('HINCRBY', counts, lane .. '.retrying', -retrying) end
   call('HINCRBY', counts, lane .. '.running', #ids)
   call('HINCRBY', counts, lane .. '.turn', #ids)
-  call('PUBLISH', P .. 'changes', table.concat(changes))
-  return reply
+  call('PUBLISH', P .. 'changes', string.char(ALIKE, lane_code, 1) .. all)
+  return {'', now, all, metas, bodies}
 end
 
 do

@@ -169,7 +169,7 @@ end
 local function delete(r)
   if has(r, REQUEST) then drop_request(r) end
   if has(r, OWNS_ANSWER_BLOB) then drop_blob_of('a:' .. r.id) end
-  if has(r, ANSWER) then remove('a:' .. r.id) end
+  if has(r, ANSWER) then remove(answer_key(r)) end
   if has(r, NOTED) then remove('n:' .. r.id) end
   if has(r, SCOPED) then free_scope(r) end
   if r.state == FAILED then
