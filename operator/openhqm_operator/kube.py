@@ -18,58 +18,34 @@
     apply_status(body, *, manager, force)                   patch_merge(resource, key, body, *, manager)
     get_scale(resource, key) -> Scale                       apply_scale(resource, key, replicas, *, ...)
 
-Resources and `Object` come from `resources.py`, errors from `kube_errors.py`, logins from `login.py`. A *key*
-is `(namespace, name)`; the namespace of cluster-wide objects is "". What may be read often is read from a
-cache (`watching.py`). Nothing here tries again, except once with a fresh token: callers know better when.
+Resources and `Object` come from `resources.py`, errors from `kube_errors.py`, logins from `login.py`, HTTP
+itself from `kube_transport.py`. A *key* is `(namespace, name)`; the namespace of cluster-wide objects is
+"". What may be read often is read from a cache (`watching.py`). Nothing here tries again, except once with a
+fresh token: callers know better when.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import aiohttp
 import orjson
-import structlog
 
-import openhqm
-from openhqm_operator.kube_errors import Gone, KubeError, Unauthorized, Unavailable, WatchSilent, error_of
+from openhqm_operator.kube_errors import Gone, NotFound
+from openhqm_operator.kube_transport import JSON, Timeouts, Transport, WatchEvent
 from openhqm_operator.login import Login
 from openhqm_operator.resources import Object, Resource, key_of, resource_of
 
 PAGE_LIMIT = 500
 """Objects per page of a list. Source: what kubectl and client-go ask for."""
 
-_JSON = "application/json"
 _APPLY = "application/apply-patch+yaml"
 _JSON_PATCH = "application/json-patch+json"
 _MERGE_PATCH = "application/merge-patch+json"
-
-log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """How long we wait for the API server, in seconds.
-
-    Attributes:
-        connect: for TCP and TLS.
-        call: for a whole call, from the connection to the last byte.
-        watch_silence: between two things a watch sends; bookmarks come about once a minute.
-        watch: how long the server is asked to keep a watch open; twice as long at most, by chance, so that
-            watches do not all end together.
-    """
-
-    connect: float = 5.0
-    call: float = 15.0
-    watch_silence: float = 70.0
-    watch: float = 300.0
 
 
 class Listing(NamedTuple):
@@ -77,13 +53,6 @@ class Listing(NamedTuple):
 
     items: list[Any]
     resource_version: str
-
-
-class WatchEvent(NamedTuple):
-    """*type* is ADDED, MODIFIED, DELETED, or BOOKMARK: an object with nothing but a resourceVersion."""
-
-    type: str
-    object: Object
 
 
 class Scale(NamedTuple):
@@ -110,27 +79,18 @@ class Kube:
         self, login: Login, *, timeouts: Timeouts | None = None, fence: Callable[[], None] | None = None
     ) -> None:
         self.writes: Counter[str] = Counter()
-        self._login = login
         self._timeouts = timeouts or Timeouts()
+        self._transport = Transport(login, self._timeouts)
         self._fence = fence
-        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            # Watches hold a connection each; what else runs at once is bounded by the work queue.
-            connector=aiohttp.TCPConnector(limit=0),
-            headers={"User-Agent": f"openhqm-operator/{openhqm.__version__}", "Accept": _JSON},
-            # Credentials are ours to give, for this server alone.
-            trust_env=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        await self._transport.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._transport.__aexit__(kind, error, trace)
 
     # -- reading
 
@@ -140,7 +100,7 @@ class Kube:
         Raises:
             KubeError: as every method here; see `kube_errors.py`.
         """
-        return await self._call("GET", resource.path(*key))
+        return await self._transport.call("GET", resource.path(*key))
 
     async def list(
         self,
@@ -193,11 +153,11 @@ class Kube:
             labelSelector=labels,
             fieldSelector=fields,
         )
-        return self._watch(resource.path(namespace), query)
+        return self._transport.watch(resource.path(namespace), query)
 
     async def get_scale(self, resource: Resource, key: tuple[str, str]) -> Scale:
         """How many Pods a workload has and should have."""
-        return _scale_of(await self._call("GET", resource.path(*key, "scale")))
+        return _scale_of(await self._transport.call("GET", resource.path(*key, "scale")))
 
     # -- writing
 
@@ -264,7 +224,7 @@ class Kube:
         resource = resource_of(body)
         path = resource.path(body["metadata"].get("namespace"))
         query = _query(fieldManager=manager, dryRun=_all(dry_run))
-        return await self._write("POST", "create", resource, path, query, body, _JSON)
+        return await self._write("POST", "create", resource, path, query, body, JSON)
 
     async def update(self, body: Object, *, manager: str, dry_run: bool = False) -> Object:
         """Replace an object by *body*, which carries the resourceVersion it was read with.
@@ -277,7 +237,7 @@ class Kube:
             raise ValueError(f"update of {key_of(body)} without a resourceVersion")
         resource = resource_of(body)
         query = _query(fieldManager=manager, dryRun=_all(dry_run))
-        return await self._write("PUT", "update", resource, resource.path(*key_of(body)), query, body, _JSON)
+        return await self._write("PUT", "update", resource, resource.path(*key_of(body)), query, body, JSON)
 
     async def delete(
         self,
@@ -303,11 +263,9 @@ class Kube:
             body["preconditions"] = preconditions
         query = _query(dryRun=_all(dry_run))
         try:
-            await self._write("DELETE", "delete", resource, resource.path(*key), query, body, _JSON)
-        except KubeError as exc:
-            if exc.status == 404:
-                return False
-            raise
+            await self._write("DELETE", "delete", resource, resource.path(*key), query, body, JSON)
+        except NotFound:
+            return False
         return True
 
     async def apply_scale(
@@ -354,7 +312,7 @@ class Kube:
         items: list[Any] = []
         paging = {} if limit is None else {"limit": str(limit)}
         while True:
-            page = await self._call("GET", resource.path(namespace), query | paging)
+            page = await self._transport.call("GET", resource.path(namespace), query | paging)
             items += _items(resource, page, project)
             metadata = page["metadata"]
             if not metadata.get("continue"):
@@ -375,131 +333,7 @@ class Kube:
             if self._fence is not None:
                 self._fence()
             self.writes[f"{verb} {resource}"] += 1
-        return await self._call(method, path, query, orjson.dumps(body), content_type)
-
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: bytes | None = None,
-        content_type: str = _JSON,
-    ) -> Object:
-        try:
-            return await self._call_once(method, path, query, body, content_type)
-        except Unauthorized:
-            # Nothing was done; a token that ran out is replaced in its file long before.
-            return await self._call_once(method, path, query, body, content_type)
-
-    async def _call_once(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: bytes | None, content_type: str
-    ) -> Object:
-        headers = {} if body is None else {"Content-Type": content_type}
-        what = f"{method} {path}"
-        try:
-            async with (
-                asyncio.timeout(self._timeouts.call),
-                await self._open(method, path, query, headers, body) as response,
-            ):
-                text = await response.read()
-        except _NO_ANSWER as exc:
-            raise _unavailable(what, exc) from exc
-        answer = _parse(text)
-        if response.status >= 400:
-            self._note_refusal(response.status)
-            raise error_of(response.status, answer, what, _retry_after(response))
-        for warning in response.headers.getall("Warning", ()):
-            log.info("kube.warned", call=what, warning=warning)
-        return answer
-
-    @asynccontextmanager
-    async def _watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[WatchEvent]]:
-        what = f"WATCH {path}"
-        try:
-            async with asyncio.timeout(self._timeouts.call):
-                response = await self._open("GET", path, query, {}, None)
-                if response.status >= 400:
-                    async with response:
-                        answer = _parse(await response.read())
-                    self._note_refusal(response.status)
-                    raise error_of(response.status, answer, what, _retry_after(response))
-        except _NO_ANSWER as exc:
-            raise _unavailable(what, exc) from exc
-        try:
-            yield self._events(response.content, what)
-        finally:
-            response.close()
-
-    async def _events(self, content: aiohttp.StreamReader, what: str) -> AsyncIterator[WatchEvent]:
-        rest = b""
-        while True:
-            try:
-                async with asyncio.timeout(self._timeouts.watch_silence):
-                    chunk = await content.readany()
-            except TimeoutError as exc:
-                raise WatchSilent(f"{what}: silent for {self._timeouts.watch_silence:g} s") from exc
-            except _NO_ANSWER as exc:
-                raise _unavailable(what, exc) from exc
-            if not chunk:
-                return  # A line that was cut off comes again: the caller has not seen its version.
-            *lines, rest = (rest + chunk).split(b"\n")
-            for event in _events_of(lines, what):
-                yield event
-
-    async def _open(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        headers: dict[str, str],
-        body: bytes | None,
-    ) -> aiohttp.ClientResponse:
-        if self._session is None:
-            raise RuntimeError("use the client as `async with Kube(...) as kube`")
-        authorization = await self._login.authorization()
-        if authorization is not None:
-            headers["Authorization"] = authorization
-        return await self._session.request(
-            method,
-            self._login.server + path,
-            params=query,
-            data=body,
-            headers=headers,
-            ssl=self._login.tls,
-            server_hostname=self._login.server_name,
-            proxy=self._login.proxy,
-            # The whole is bounded by our callers: a watch lives for minutes.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
-            allow_redirects=False,
-        )
-
-    def _note_refusal(self, status: int) -> None:
-        if status == 401:
-            self._login.refused()
-
-
-_NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError)
-
-
-def _unavailable(what: str, exc: BaseException) -> Unavailable:
-    # aiohttp's own text has the address of a TLS context in it.
-    why = exc.strerror if isinstance(exc, aiohttp.ClientConnectorError) else str(exc)
-    return Unavailable(f"{what}: no answer: {why or type(exc).__name__}", reason=type(exc).__name__)
-
-
-def _parse(text: bytes) -> Object:
-    """A JSON object; whatever else a server or a proxy before it says becomes a message."""
-    try:
-        answer = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        answer = None
-    return answer if isinstance(answer, dict) else {"message": text[:200].decode(errors="replace")}
-
-
-def _retry_after(response: aiohttp.ClientResponse) -> float:
-    """Seconds; the API server never sends a date."""
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isascii() and value.isdigit() else 0.0
+        return await self._transport.call(method, path, query, orjson.dumps(body), content_type)
 
 
 def _items(resource: Resource, page: Object, project: Callable[[Object], Any] | None) -> Iterable[Any]:
@@ -508,16 +342,6 @@ def _items(resource: Resource, page: Object, project: Callable[[Object], Any] | 
         item.setdefault("apiVersion", resource.api_version)
         item.setdefault("kind", resource.kind)
         yield item if project is None else project(item)
-
-
-def _events_of(lines: Sequence[bytes], what: str) -> Iterable[WatchEvent]:
-    for line in lines:
-        event = _parse(line)
-        kind, found = event.get("type"), event.get("object")
-        if kind == "ERROR" or not isinstance(kind, str) or not isinstance(found, dict):
-            answer = found if isinstance(found, dict) else event
-            raise error_of(int(answer.get("code") or 500), answer, what)
-        yield WatchEvent(kind, found)
 
 
 def _scale_of(answer: Object) -> Scale:

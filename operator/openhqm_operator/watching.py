@@ -25,8 +25,9 @@ import structlog
 
 from openhqm_operator.backoff import Backoff
 from openhqm_operator.cache import Cache
-from openhqm_operator.kube import Kube, WatchEvent
+from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import Gone, KubeError, NotFound, Unavailable, WatchSilent
+from openhqm_operator.kube_transport import WatchEvent
 from openhqm_operator.resources import Key, Object, Resource, key_of
 
 Changed = Callable[[Key, Object | None, Object | None], None]

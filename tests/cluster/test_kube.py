@@ -17,7 +17,7 @@ from tests.cluster.control_plane import ControlPlane
 from openhqm_operator.backoff import Backoff
 from openhqm_operator.election import Election, LeadershipLost, Terms
 from openhqm_operator.events import Events
-from openhqm_operator.kube import Kube, Timeouts
+from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import (
     AlreadyExists,
     Conflict,
@@ -30,6 +30,7 @@ from openhqm_operator.kube_errors import (
     Unavailable,
     WatchSilent,
 )
+from openhqm_operator.kube_transport import Timeouts
 from openhqm_operator.login import from_kubeconfig, in_cluster
 from openhqm_operator.resources import (
     ASYNC_PROXIES,

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from tests.operator.fake_api import HANGS, Answer, FakeApi, status
 
-from openhqm_operator.kube import Kube, Timeouts
+from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import (
     AlreadyExists,
     Conflict,
@@ -21,6 +21,7 @@ from openhqm_operator.kube_errors import (
     Unauthorized,
     Unavailable,
 )
+from openhqm_operator.kube_transport import Timeouts
 from openhqm_operator.resources import CONFIG_MAPS, DEPLOYMENTS
 
 KEY = ("shop", "legacy")
@@ -235,6 +236,7 @@ async def test_a_watch_leaves_no_connection_behind(api: FakeApi, kube: Kube) -> 
         event = await anext(events)
 
     assert (event.type, event.object["metadata"]["name"]) == ("ADDED", "a")
-    assert kube._session is not None
-    assert kube._session.connector is not None
-    assert not kube._session.connector._acquired
+    session = kube._transport._session
+    assert session is not None
+    assert session.connector is not None
+    assert not session.connector._acquired

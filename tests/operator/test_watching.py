@@ -12,7 +12,7 @@ import pytest_asyncio
 from tests.operator.fake_api import QUICK, Answer, FakeApi, status
 
 from openhqm_operator.backoff import Backoff
-from openhqm_operator.kube import Timeouts
+from openhqm_operator.kube_transport import Timeouts
 from openhqm_operator.resources import CONFIG_MAPS, SCALED_OBJECTS, Key, Object, Resource
 from openhqm_operator.watching import Informer
 
