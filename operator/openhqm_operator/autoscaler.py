@@ -31,7 +31,7 @@ from openhqm_operator.conditions import Verdict, find, merge, timestamp
 from openhqm_operator.events import Events
 from openhqm_operator.figures import Figures, Series
 from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import Conflict, KubeError, NotFound
+from openhqm_operator.kube_errors import Conflict, Forbidden, Invalid, KubeError, NotFound
 from openhqm_operator.law import Decision, Reason, State, decide
 from openhqm_operator.resources import (
     ASYNC_PROXIES,
@@ -64,6 +64,8 @@ UNREACHABLE_SECONDS = 15.0
 
 MOST_AT_ONCE = 32
 """Proxies whose turn it is at the same time."""
+
+_SCALE_INDEX = "scale-target"
 
 log = structlog.get_logger()
 
@@ -101,7 +103,8 @@ class Autoscaler:
 
     Args:
         caches: AsyncProxies, workloads, Pods (with the index "proxy": namespace and label value), HPAs and
-            ScaledObjects (with the index of `add_indexes`).
+            ScaledObjects.
+        stats: opened by `run`; whoever calls `tick` alone opens it.
         clock: monotonic seconds.
         now: aware, for schedules and conditions.
 
@@ -132,13 +135,16 @@ class Autoscaler:
         self._now = now
         self._tracks: dict[Key, _Track] = {}
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
+        for resource in (HORIZONTAL_POD_AUTOSCALERS, SCALED_OBJECTS):
+            caches[resource].add_index(_SCALE_INDEX, lambda obj: [scale_target(obj)])
 
     async def run(self) -> NoReturn:
         """Tick until cancelled."""
-        while True:
-            started = self._clock()
-            await self.tick()
-            await asyncio.sleep(max(TICK_SECONDS - (self._clock() - started), 0.1))
+        async with self._stats:
+            while True:
+                started = self._clock()
+                await self.tick()
+                await asyncio.sleep(max(TICK_SECONDS - (self._clock() - started), 0.1))
 
     async def tick(self) -> None:
         """Give every proxy its turn."""
@@ -203,7 +209,7 @@ class Autoscaler:
             autoscalers=tuple(
                 one
                 for resource in (HORIZONTAL_POD_AUTOSCALERS, SCALED_OBJECTS)
-                for one in self._caches[resource].by(SCALE_INDEX, about)
+                for one in self._caches[resource].by(_SCALE_INDEX, about)
             ),
             has_external_metrics=self._powers.has_external_metrics,
         )
@@ -271,8 +277,16 @@ class Autoscaler:
             await self._mark_idle_pods(scene, track, scene.replicas - wanted)
         if scene.scaling.mode is not ScalingMode.NATIVE:
             return await self._provide_executor(scene, track)
-        if wanted != scene.replicas:
-            await self._write_scale(scene, track, wanted, decision)
+        try:
+            if wanted != scene.replicas:
+                await self._write_scale(scene, track, wanted, decision)
+        except (Forbidden, Invalid) as exc:
+            return Verdict.no(
+                ConditionType.AUTOSCALING_ACTIVE,
+                "ScaleRefused",
+                f"The API server refuses the replicas: {exc}. Look at the operator's rights, and for "
+                "admission policies on the workload's scale.",
+            )
         return None
 
     async def _write_scale(self, scene: Scene, track: _Track, wanted: int, decision: Decision) -> None:
@@ -331,8 +345,9 @@ class Autoscaler:
             body = {"metadata": {"annotations": {DELETION_COST: cost}}}
             try:
                 await self._kube.patch_merge(PODS, key, body, manager=names.AUTOSCALER_MANAGER)
-            except NotFound:
-                continue  # It went by itself.
+            except KubeError as exc:
+                # Most likely it went by itself; at worst a busy Pod goes, and what it runs is sent again.
+                log.info("pod.unmarked", pod=str(key), error=str(exc))
 
     # -- telling
 
@@ -399,15 +414,6 @@ class Autoscaler:
             self._events.post(
                 scene.proxy, Reason.SATURATED, decision.message, action="Scale", is_warning=True
             )
-
-
-SCALE_INDEX = "scale-target"
-
-
-def add_indexes(caches: Mapping[Resource, Cache]) -> None:
-    """Make HPAs and ScaledObjects findable by what they scale."""
-    for resource in (HORIZONTAL_POD_AUTOSCALERS, SCALED_OBJECTS):
-        caches[resource].add_index(SCALE_INDEX, lambda obj: [scale_target(obj)])
 
 
 def _original(scene: Scene, track: _Track) -> int | None:

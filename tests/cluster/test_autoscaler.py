@@ -18,7 +18,7 @@ from tests.operator.loads import stats_body
 
 from openhqm_operator import names
 from openhqm_operator.api_status import ConditionStatus, ConditionType
-from openhqm_operator.autoscaler import UNREACHABLE_SECONDS, Autoscaler, Powers, add_indexes
+from openhqm_operator.autoscaler import UNREACHABLE_SECONDS, Autoscaler, Powers
 from openhqm_operator.cache import Cache
 from openhqm_operator.conditions import Verdict, find, merge
 from openhqm_operator.events import Events
@@ -29,6 +29,7 @@ from openhqm_operator.external_metrics import (
     tls_for,
 )
 from openhqm_operator.kube import Kube
+from openhqm_operator.kube_errors import Forbidden, Invalid
 from openhqm_operator.login import from_kubeconfig
 from openhqm_operator.resources import (
     API_SERVICES,
@@ -72,7 +73,6 @@ class Shop:
         resources = (ASYNC_PROXIES, PODS, HORIZONTAL_POD_AUTOSCALERS, SCALED_OBJECTS, *WORKLOADS.values())
         self.caches = {resource: Cache() for resource in resources}
         self.caches[PODS].add_index("proxy", _proxy_of)
-        add_indexes(self.caches)
         self.events = Events(kube, instance="test")
         self._powers = powers
 
@@ -370,6 +370,64 @@ async def test_pods_with_work_in_flight_survive_a_scale_in(open_shop: Opener) ->
     assert survivor == busy
 
 
+async def test_a_refused_scale_is_told(open_shop: Opener, cluster: ControlPlane) -> None:
+    shop = await open_shop(2)
+    policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
+    for path, body in _refusing(shop.namespace):
+        cluster.request("POST", policies + path, body)
+
+    await shop.until(lambda: is_refused(shop))
+    await shop.tick(4, arrivals=80)
+
+    verdict = await shop.verdict()
+    assert verdict is not None
+    assert (verdict.status, verdict.reason) == (ConditionStatus.FALSE, "ScaleRefused")
+    assert "no more replicas" in verdict.message
+    assert await shop.replicas() == 2
+
+
+async def is_refused(shop: Shop) -> bool:
+    """Whether the policy is in force: that takes the API server a moment."""
+    scale = await shop.kube.get_scale(DEPLOYMENTS, shop.workload)
+    try:
+        await shop.kube.apply_scale(
+            DEPLOYMENTS,
+            shop.workload,
+            3,
+            resource_version=scale.resource_version,
+            manager=US,
+            force=True,
+            dry_run=True,
+        )
+    except (Forbidden, Invalid):
+        return True
+    return False
+
+
+def _refusing(namespace: str) -> list[tuple[str, Object]]:
+    """A policy that lets nobody in *namespace* ask for more than 2 replicas."""
+    rule = {
+        "apiGroups": ["apps"],
+        "apiVersions": ["v1"],
+        "operations": ["UPDATE"],
+        "resources": ["deployments/scale"],
+    }
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    policy = {
+        "metadata": {"name": namespace},
+        "spec": {
+            "matchConstraints": {"resourceRules": [rule]},
+            "validations": [{"expression": "object.spec.replicas <= 2", "message": "no more replicas"}],
+        },
+    }
+    binding = {
+        "policyName": namespace,
+        "validationActions": ["Deny"],
+        "matchResources": {"namespaceSelector": selector},
+    }
+    return [("ies", policy), ("ybindings", {"metadata": {"name": namespace}, "spec": binding})]
+
+
 # --- never two writers ------------------------------------------------------------------------------------
 
 
@@ -469,16 +527,29 @@ async def metrics_api(cluster: ControlPlane, kube: Kube) -> AsyncIterator[None]:
     """Our external metrics API, registered as the chart does."""
     pair = cluster.authority.issue("metrics", hosts=["metrics.openhqm-system.svc"])
     front_proxy = await find_front_proxy(kube)
-    server = TestServer(build_metrics_app(desired_from_status(kube), front_proxy), host=cluster.address)
-    await server.start_server(ssl=tls_for(front_proxy, pair.certificate, pair.key))
-    assert server.port is not None
+    runner = web.AppRunner(build_metrics_app(desired_from_status(kube), front_proxy))
+    await runner.setup()
+    assert runner.server is not None
+    connections: list[Any] = []
+
+    def accept() -> Any:
+        connections.append(runner.server())  # type: ignore[misc]
+        return connections[-1]
+
+    tls = tls_for(front_proxy, pair.certificate, pair.key)
+    server = await asyncio.get_running_loop().create_server(accept, cluster.address, ssl=tls)
     ca = base64.b64encode(cluster.authority.bundle).decode()
-    for path, body in _registration(cluster.address, server.port, ca):
+    for path, body in _registration(cluster.address, server.sockets[0].getsockname()[1], ca):
         cluster.request("POST", path, body)
     yield
     await kube.delete(API_SERVICES, ("", "v1beta1.external.metrics.k8s.io"))
     await kube.delete(NAMESPACES, ("", "openhqm-system"))
-    await server.close()
+    server.close()
+    for connection in connections:
+        # The API server keeps them open, and TLS would wait for its goodbye beyond the end of the test.
+        if connection.transport is not None:
+            connection.transport.abort()
+    await runner.cleanup()
 
 
 def _registration(address: str, port: int, ca: str) -> list[tuple[str, Object]]:
