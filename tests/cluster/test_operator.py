@@ -1,0 +1,463 @@
+"""The operator on a real API server: from an annotation to labelled Pods and back, killed at every call."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from tests.cluster.control_plane import ControlPlane
+
+from openhqm.settings import LogSettings
+from openhqm_operator.belongings import digest
+from openhqm_operator.kube import Kube
+from openhqm_operator.kube_errors import Conflict, NotFound
+from openhqm_operator.login import from_kubeconfig
+from openhqm_operator.main import Process
+from openhqm_operator.observe import Caches, Observer, Options, Told
+from openhqm_operator.operator_settings import LeaseSettings, OperatorSettings
+from openhqm_operator.reconcile import Reconciler, Work
+from openhqm_operator.resources import (
+    ASYNC_PROXIES,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    PODS,
+    SECRETS,
+    SERVICES,
+    Key,
+    Object,
+)
+from openhqm_operator.triggers import build_informers, caches_of
+
+USER = "kubectl"
+LONG_SECONDS = 30.0
+_numbers = itertools.count()
+
+
+class Killed(BaseException):
+    """The operator ends here; nothing of ours catches it."""
+
+
+class FatalKube(Kube):
+    """A client whose process is killed at a write, *before* or after the API server has done it.
+
+    Reads need no turn of their own: killed at one is killed after the write before it.
+    """
+
+    def __init__(self, *args: Any, writes: int, before: bool) -> None:
+        super().__init__(*args)
+        self._writes_left = writes
+        self._before = before
+
+    async def _write(self, *args: Any) -> Object:
+        self._writes_left -= 1
+        if self._writes_left < 0 and self._before:
+            raise Killed
+        answer = await super()._write(*args)
+        if self._writes_left < 0:
+            raise Killed
+        return answer
+
+
+class Sidecars:
+    """Sidecars that have taken over the settings of their ConfigMap and hold no work."""
+
+    def __init__(self, caches: Caches, left: int | None = 0) -> None:
+        self._caches = caches
+        self._left = left
+
+    def told(self, key: Key) -> Told:
+        found = self._caches[CONFIG_MAPS].get((key.namespace, f"{key.name}-openhqm-settings"))
+        if found is None:
+            return Told()
+        return Told(self._left, frozenset({digest(found["data"]["settings.yaml"])}), True)
+
+
+class Shop:
+    """A namespace with a Deployment of two Pods and its Service; plays the controllers and the webhook."""
+
+    def __init__(self, kube: Kube, namespace: str) -> None:
+        self.kube = kube
+        self.namespace = namespace
+        self.key = Key(namespace, "legacy")
+        self.told: list[str] = []
+
+    async def open(self, target_port: int | str = "http") -> None:
+        await self.kube.create(_namespace(self.namespace), manager=USER)
+        await self.kube.create(_account(self.namespace), manager=USER)
+        await self.kube.create(_deployment(self.namespace), manager=USER)
+        await self.kube.create(_service(self.namespace, target_port), manager=USER)
+        await self.control()
+
+    async def annotate(self, **annotations: str | None) -> None:
+        named = {f"openhqm.io/{name.replace('_', '-')}": value for name, value in annotations.items()}
+        await self.kube.patch_merge(DEPLOYMENTS, self.key, {"metadata": {"annotations": named}}, manager=USER)
+
+    async def control(self) -> None:
+        """Bring Pods and status in line with the template, as controllers, kubelet and injector would."""
+        deployment = await self.kube.get(DEPLOYMENTS, self.key)
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        for pod in (await self.kube.list(PODS, self.namespace)).items:
+            if pod["metadata"]["labels"] != labels or not await self._is_current(pod):
+                await self.kube.delete(
+                    PODS, (self.namespace, pod["metadata"]["name"]), propagation="Background"
+                )
+        there = len((await self.kube.list(PODS, self.namespace)).items)
+        for _ in range(deployment["spec"]["replicas"] - there):
+            await self._start_pod(labels)
+        replicas = deployment["spec"]["replicas"]
+        status = {
+            "observedGeneration": deployment["metadata"]["generation"],
+            "replicas": replicas,
+            "updatedReplicas": replicas,
+        }
+        await self.kube.patch_merge(
+            DEPLOYMENTS, self.key, {"status": status}, manager="c", subresource="status"
+        )
+
+    async def spec(self) -> Object:
+        return (await self.kube.get(DEPLOYMENTS, self.key))["spec"]
+
+    async def service_spec(self) -> Object:
+        return (await self.kube.get(SERVICES, self.key))["spec"]
+
+    async def proxy(self) -> Object:
+        return await self.kube.get(ASYNC_PROXIES, self.key)
+
+    async def conditions(self) -> dict[str, tuple[str, str]]:
+        status = (await self.proxy()).get("status") or {}
+        return {one["type"]: (one["status"], one["reason"]) for one in status.get("conditions", ())}
+
+    async def _is_current(self, pod: Object) -> bool:
+        if "openhqm.io/proxy" not in pod["metadata"]["labels"]:
+            return True
+        wanted = (await self.proxy())["status"]["configHash"]
+        return json.loads(pod["metadata"]["annotations"]["openhqm.io/injected"])["hash"] == wanted
+
+    async def _start_pod(self, labels: dict[str, str]) -> None:
+        annotations = {}
+        if "openhqm.io/proxy" in labels:
+            hash = (await self.proxy())["status"]["configHash"]
+            annotations["openhqm.io/injected"] = json.dumps({"hash": hash})
+        name = f"legacy-{next(_numbers)}"
+        metadata = {"name": name, "namespace": self.namespace, "labels": labels, "annotations": annotations}
+        spec = {"containers": [{"name": "app", "image": "app:1"}]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        await self.kube.create(pod, manager="c")
+        status = {"status": {"phase": "Running", "podIP": "10.0.0.1"}}
+        await self.kube.patch_merge(PODS, (self.namespace, name), status, manager="c", subresource="status")
+
+    # --- the operator, one look after another
+
+    async def look(self, kube: Kube, left: int | None = 0) -> bool:
+        """One look at the workload and one at its AsyncProxy; returns whether anything was written."""
+        before = sum(kube.writes.values())
+        for kind in ("Deployment", "AsyncProxy"):
+            caches = await self._caches()
+            observer = Observer(kube, caches, Sidecars(caches, left), Options())
+            await Reconciler(kube, observer, self._post, self._mint)(Work(kind, self.key))
+        return sum(kube.writes.values()) > before
+
+    async def converge(self, kube: Kube) -> None:
+        """Look until nothing is left to be done, with the controllers at work in between."""
+        for _ in range(20):
+            is_busy = await self.look(kube)
+            await self.control()
+            if not is_busy:
+                return
+        raise AssertionError("does not converge")
+
+    async def _caches(self) -> Caches:
+        informers = build_informers(self.kube, self.namespace)
+        for informer in informers:
+            await informer._list()
+        return caches_of(informers)
+
+    async def _mint(self, namespace: str) -> None:
+        metadata = {"name": "openhqm-store", "namespace": namespace}
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": metadata,
+            "stringData": {"url": "redis://x"},
+        }
+        try:
+            await self.kube.create(secret, manager="c")
+        except Conflict:
+            return
+
+    def _post(self, regarding: Any, reason: str, note: str, *, action: str, is_warning: bool = False) -> None:
+        self.told.append(reason)
+
+
+def _namespace(name: str) -> Object:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+
+
+def _account(namespace: str) -> Object:
+    """No controller makes it here, and no Pod is admitted without."""
+    metadata = {"name": "default", "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}
+
+
+def _deployment(namespace: str) -> Object:
+    labels = {"app": "legacy"}
+    container = {"name": "app", "image": "app:1", "ports": [{"name": "http", "containerPort": 8080}]}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "legacy", "namespace": namespace},
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+        },
+    }
+
+
+def _service(namespace: str, target_port: int | str) -> Object:
+    ports = [{"name": "web", "port": 80, "targetPort": target_port}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "legacy", "namespace": namespace},
+        "spec": {"selector": {"app": "legacy"}, "ports": ports},
+    }
+
+
+@pytest_asyncio.fixture
+async def kube(api_server: ControlPlane) -> AsyncIterator[Kube]:
+    async with Kube(await from_kubeconfig(api_server.kubeconfig)) as kube:
+        yield kube
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"k3-{next(_numbers)}"
+
+
+@pytest_asyncio.fixture
+async def shop(kube: Kube, namespace: str) -> Shop:
+    shop = Shop(kube, namespace)
+    await shop.open()
+    return shop
+
+
+async def test_from_an_annotation_to_ready_and_back_byte_for_byte(shop: Shop, kube: Kube) -> None:
+    before = json.dumps(await shop.spec())
+    await shop.annotate(enabled="true", concurrency="2")
+
+    await shop.converge(kube)
+    during = await shop.spec()
+    conditions = await shop.conditions()
+    await shop.annotate(enabled=None, concurrency=None)
+    await shop.converge(kube)
+
+    template = during["template"]["metadata"]
+    assert template["labels"] == {"app": "legacy", "openhqm.io/proxy": "legacy"}
+    assert list(template["annotations"]) == ["openhqm.io/config-hash"]
+    assert conditions["Ready"] == ("True", "Ready"), conditions
+    assert json.dumps(await shop.spec()) == before
+    with pytest.raises(NotFound):
+        await shop.proxy()
+
+
+async def test_a_service_is_switched_and_restored_byte_for_byte(kube: Kube, namespace: str) -> None:
+    shop = Shop(kube, namespace)
+    await shop.open(target_port=8080)
+    before = json.dumps(await shop.service_spec())
+    await shop.annotate(enabled="true", intercept="ServicePort")
+
+    await shop.converge(kube)
+    during = await shop.service_spec()
+    await shop.annotate(enabled=None)
+    await shop.converge(kube)
+
+    assert during["ports"][0]["targetPort"] == 16080
+    assert json.dumps(await shop.service_spec()) == before
+    assert "annotations" not in (await kube.get(SERVICES, shop.key))["metadata"]
+
+
+async def test_nothing_is_written_once_all_is_as_it_should_be(shop: Shop, kube: Kube) -> None:
+    await shop.annotate(enabled="true")
+    await shop.converge(kube)
+
+    assert not await shop.look(kube)
+
+
+async def test_the_workload_is_given_up_only_when_its_backlog_is_gone(shop: Shop, kube: Kube) -> None:
+    await shop.annotate(enabled="true")
+    await shop.converge(kube)
+    await shop.annotate(enabled=None)
+
+    for _ in range(4):
+        await shop.look(kube, left=3)
+    waiting = (await shop.conditions())["Draining"], (await shop.spec())["template"]["metadata"]["labels"]
+    await shop.converge(kube)
+
+    assert waiting == (("True", "Draining"), {"app": "legacy", "openhqm.io/proxy": "legacy"})
+    assert "openhqm.io/proxy" not in (await shop.spec())["template"]["metadata"]["labels"]
+
+
+async def test_force_ejects_at_once_and_says_so(shop: Shop, kube: Kube) -> None:
+    await shop.annotate(enabled="true")
+    await shop.converge(kube)
+    await shop.annotate(enabled=None, force_eject="true")
+
+    for _ in range(4):
+        await shop.look(kube, left=7)
+
+    assert "openhqm.io/proxy" not in (await shop.spec())["template"]["metadata"]["labels"]
+    assert "Forced" in shop.told
+
+
+async def test_annotations_that_cannot_be_followed_touch_nothing(shop: Shop, kube: Kube) -> None:
+    before = json.dumps(await shop.spec())
+    await shop.annotate(enabled="true", concurency="2")
+
+    await shop.converge(kube)
+
+    assert (await shop.conditions())["Accepted"] == ("False", "InvalidAnnotation")
+    assert json.dumps(await shop.spec()) == before
+    assert (await kube.list(SECRETS, shop.namespace)).items == []
+
+
+async def test_a_deleted_workload_lets_its_async_proxy_go(shop: Shop, kube: Kube) -> None:
+    await shop.annotate(enabled="true")
+    await shop.converge(kube)
+    await kube.delete(DEPLOYMENTS, shop.key)
+    await kube.delete(ASYNC_PROXIES, shop.key)  # as the garbage collector does
+
+    await shop.look(kube)
+
+    assert "TargetGone" in shop.told
+    with pytest.raises(NotFound):
+        await shop.proxy()
+
+
+async def _end_state(shop: Shop) -> Object:
+    """What must not depend on where the operator was killed."""
+    deployment, service = await shop.spec(), await shop.kube.get(SERVICES, shop.key)
+    settings = (await shop.kube.list(CONFIG_MAPS, shop.namespace)).items
+    secrets = (await shop.kube.list(SECRETS, shop.namespace)).items
+    proxies = (await shop.kube.list(ASYNC_PROXIES, shop.namespace)).items
+    return {
+        "template": deployment["template"],
+        "replicas": deployment["replicas"],
+        "ports": service["spec"]["ports"],
+        "original": service["metadata"].get("annotations") or {},
+        "settings": [one["data"] for one in settings if "settings.yaml" in one["data"]],
+        "secrets": sorted(one["metadata"]["name"] for one in secrets),
+        "conditions": [
+            sorted((one["type"], one["status"], one["reason"]) for one in proxy["status"]["conditions"])
+            for proxy in proxies
+        ],
+    }
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+async def test_killed_at_every_call_the_end_is_the_same(
+    kube: Kube, api_server: ControlPlane, before: bool
+) -> None:
+    """On the way in and on the way out; *before* or after the API server did what the call asked for."""
+    login = await from_kubeconfig(api_server.kubeconfig)
+    ends: dict[str, list[tuple[int, Object]]] = {"in": [], "out": []}
+    for writes in itertools.count():
+        shop = Shop(kube, f"k3-{next(_numbers)}")
+        await shop.open(target_port=8080)
+        was_killed = False
+        for way, wish in (("in", "true"), ("out", None)):
+            await shop.annotate(enabled=wish, intercept="ServicePort")
+            async with FatalKube(login, writes=writes, before=before) as fatal:
+                try:
+                    await shop.converge(fatal)
+                except Killed:
+                    was_killed = True
+            await shop.converge(kube)
+            ends[way].append((writes, _named(await _end_state(shop), shop.namespace)))
+        if not was_killed:
+            break
+
+    assert writes >= 7
+    for way, states in ends.items():
+        for at, state in states:
+            assert state == states[-1][1], f"{way}: killed at write {at}"
+
+
+def _named(state: Object, namespace: str) -> Object:
+    """The state with the namespace's own name taken out."""
+    return {
+        name: json.loads(json.dumps(value, default=sorted, sort_keys=True).replace(namespace, "NAMESPACE"))
+        for name, value in state.items()
+    }
+
+
+# --- the whole process -----------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture
+async def operator(api_server: ControlPlane, kube: Kube, shop: Shop) -> AsyncIterator[Process]:
+    """The whole operator, looking after the shop's namespace; its store's Secret is there already."""
+    await shop._mint(shop.namespace)
+    settings = OperatorSettings(
+        lease=LeaseSettings(namespace=shop.namespace),
+        namespace=shop.namespace,
+        host="127.0.0.1",
+        health_port=0,
+        log=LogSettings(),
+    )
+    process = Process(settings, await from_kubeconfig(api_server.kubeconfig))
+    task = asyncio.create_task(process.run())
+    await process.listening.wait()
+    yield process
+    process.stop()
+    await asyncio.wait_for(task, LONG_SECONDS)
+
+
+async def until(shop: Shop, type: str, status: str) -> dict[str, tuple[str, str]]:
+    """Poll until the condition is so."""
+    async with asyncio.timeout(LONG_SECONDS):
+        while True:
+            try:
+                conditions = await shop.conditions()
+            except NotFound:
+                conditions = {}
+            if conditions.get(type, ("", ""))[0] == status:
+                return conditions
+            await shop.control()
+            await asyncio.sleep(0.1)
+
+
+async def test_the_process_follows_an_annotation(operator: Process, shop: Shop, kube: Kube) -> None:
+    await shop.annotate(enabled="true")
+
+    conditions = await until(shop, "Injected", "True")
+
+    assert conditions["Accepted"] == ("True", "Accepted")
+
+
+async def test_fifty_edits_in_a_second_settle_as_the_last_one(
+    operator: Process, shop: Shop, kube: Kube
+) -> None:
+    await shop.annotate(enabled="true")
+    await until(shop, "Injected", "True")
+
+    for number in range(1, 51):
+        await shop.annotate(concurrency=str(number))
+    async with asyncio.timeout(LONG_SECONDS):
+        while True:
+            spec = (await shop.proxy())["spec"]
+            settings = await kube.get(CONFIG_MAPS, (shop.namespace, "legacy-openhqm-settings"))
+            if "concurrency: 50" in settings["data"]["settings.yaml"]:
+                break
+            await asyncio.sleep(0.1)
+
+    assert spec["settings"]["egress"]["concurrency"] == 50
+    await until(shop, "Injected", "True")
+    version = (await shop.proxy())["metadata"]["resourceVersion"]
+    await asyncio.sleep(3)
+    assert (await shop.proxy())["metadata"]["resourceVersion"] == version, "somebody still writes"
