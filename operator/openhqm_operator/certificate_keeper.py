@@ -1,9 +1,10 @@
-"""Keeps the injector's certificates: reads what there is, lets `certificates.py` decide, writes it. The leader's.
+"""Keeps the injector's certificates: reads what is there, has `certificates.py` decide, writes it.
 
     Secret of the CA, Secret of the leaf, caBundle of the webhook, /readyz of the injectors
         --decide--> Secret of the CA -> Secret of the leaf -> caBundle
 
-Written in this order, each step leaves something that works, and that the next leader can go on from.
+The leader's. Written in this order, each step leaves something that works and that the next leader can go on
+from.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from aiohttp import web
 
 from openhqm import logs
 from openhqm.errors import SettingsError
+from openhqm_operator.certificate_keeper import CertificateKeeper
 from openhqm_operator.election import Election, LeadershipLost
 from openhqm_operator.events import Events
 from openhqm_operator.kube import Kube
@@ -168,6 +169,7 @@ class Leader:
             if settings.store
             else None
         )
+        self._certificates = CertificateKeeper(kube, settings.certificates) if settings.certificates else None
         self.events = Events(kube, instance=identity)
         self.queue: WorkQueue[Work] = WorkQueue(self._look, workers=settings.workers)
         self.triggers = Triggers(caches, self._add)
@@ -187,6 +189,8 @@ class Leader:
             tasks.create_task(self._resync(), name="resync")
             tasks.create_task(self.sidecars.run(), name="sidecars")
             tasks.create_task(self.events.run(), name="events")
+            if self._certificates is not None:
+                tasks.create_task(self._certificates.run(), name="certificates")
 
     async def drain(self) -> None:
         """Take no more and let what is under way finish."""

@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt, SecretStr, ValidationError
 from openhqm.errors import SettingsError
 from openhqm.settings import Area, LogSettings, Port, PositiveSeconds, Seconds
 from openhqm.settings_file import read_file
+from openhqm_operator.certificate_keeper import CertificateSettings
 
 
 class LeaseSettings(Area):
@@ -38,6 +39,9 @@ class OperatorSettings(Area):
 
     lease: LeaseSettings
     store: BundledStoreSettings | None = Field(None, description="None: proxies must name a store.")
+    certificates: CertificateSettings | None = Field(
+        None, description="The injector's; None: they are somebody else's business."
+    )
     namespace: str | None = Field(None, description="The one namespace looked after; none: all.")
     pod_security: Literal["privileged", "baseline", "restricted"] = Field(
         "privileged", description="Pod Security level enforced in namespaces without a label for it."
