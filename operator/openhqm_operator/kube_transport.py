@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 import openhqm
-from openhqm_operator.kube_errors import Unauthorized, Unavailable, WatchSilent, error_of
+from openhqm_operator.kube_errors import KubeError, Unauthorized, Unavailable, WatchSilent, error_of
 from openhqm_operator.login import Login
 from openhqm_operator.resources import Object
 
@@ -108,10 +108,13 @@ class Transport:
                 text = await response.read()
         except _NO_ANSWER as exc:
             raise _unavailable(what, exc) from exc
+        if response.status >= 300:
+            raise self._refusal(response, text, what)
         answer = _parse(text)
-        if response.status >= 400:
-            self._note_refusal(response.status)
-            raise error_of(response.status, answer, what, _retry_after(response))
+        if "metadata" not in answer and "kind" not in answer:
+            raise Unavailable(
+                f"{what}: answered by something that is not an API server", status=response.status
+            )
         for warning in response.headers.getall("Warning", ()):
             log.info("kube.warned", call=what, warning=warning)
         return answer
@@ -127,17 +130,15 @@ class Transport:
         try:
             async with asyncio.timeout(self._timeouts.call):
                 response = await self._open("GET", path, query, {}, None)
-                if response.status >= 400:
+                if response.status >= 300:
                     async with response:
-                        answer = _parse(await response.read())
-                    self._note_refusal(response.status)
-                    raise error_of(response.status, answer, what, _retry_after(response))
+                        raise self._refusal(response, await response.read(), what)
         except _NO_ANSWER as exc:
             raise _unavailable(what, exc) from exc
         try:
             yield self._events(response.content, what)
         finally:
-            response.close()
+            _abandon(response)
 
     async def _events(self, content: aiohttp.StreamReader, what: str) -> AsyncIterator[WatchEvent]:
         rest = b""
@@ -182,12 +183,21 @@ class Transport:
             allow_redirects=False,
         )
 
-    def _note_refusal(self, status: int) -> None:
-        if status == 401:
+    def _refusal(self, response: aiohttp.ClientResponse, text: bytes, what: str) -> KubeError:
+        if response.status == 401:
             self._login.refused()
+        return error_of(response.status, _parse(text), what, _retry_after(response))
 
 
 _NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+def _abandon(response: aiohttp.ClientResponse) -> None:
+    """End a connection at once; closing TLS politely waits up to 30 s for the other side."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
 
 
 def _unavailable(what: str, exc: BaseException) -> Unavailable:

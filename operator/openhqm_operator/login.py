@@ -148,11 +148,17 @@ class KubeconfigLogin:
     async def authorization(self) -> str | None:
         async with self._loading:
             if self._is_stale:
-                await self.load()
+                await self._load_again()
         return self._authorization
 
     def refused(self) -> None:
         self._is_stale = True
+
+    async def _load_again(self) -> None:
+        try:
+            await self.load()
+        except LoginFailed as exc:
+            log.warning("kubeconfig.unreadable", error=str(exc))
 
 
 async def from_kubeconfig(path: str | Path | None = None, context: str | None = None) -> Login:

@@ -114,7 +114,7 @@ def test_a_note_is_cut_between_characters(text: str, limit: int, expected: str) 
 
 async def test_an_event_says_who_what_and_why(api: FakeApi, kube: Kube) -> None:
     events = Events(kube, instance="operator-1")
-    api.answers.append(Answer({}))
+    api.answers.append(Answer({"kind": "Event"}))
 
     events.post(PROXY, "TargetMissing", "no Deployment legacy", action="Reconcile", is_warning=True)
     await write(events)
@@ -137,7 +137,7 @@ async def test_an_event_says_who_what_and_why(api: FakeApi, kube: Kube) -> None:
 async def test_what_goes_on_becomes_a_series_of_the_same_event(api: FakeApi, kube: Kube) -> None:
     clock = Clock()
     events = Events(kube, instance="operator-1", clock=clock)
-    api.answers += [Answer({}), Answer({})]
+    api.answers += [Answer({"kind": "Event"}), Answer({"kind": "Event"})]
 
     for _ in range(3):
         events.post(PROXY, "Injected", "3 of 3", action="Reconcile")
@@ -153,7 +153,7 @@ async def test_what_goes_on_becomes_a_series_of_the_same_event(api: FakeApi, kub
 async def test_a_series_whose_event_ran_out_begins_again(api: FakeApi, kube: Kube) -> None:
     clock = Clock()
     events = Events(kube, instance="operator-1", clock=clock)
-    api.answers += [Answer({}), status(404, "NotFound", "gone"), Answer({})]
+    api.answers += [Answer({"kind": "Event"}), status(404, "NotFound", "gone"), Answer({"kind": "Event"})]
 
     events.post(PROXY, "Injected", "3 of 3", action="Reconcile")
     clock.now += 100
@@ -189,7 +189,7 @@ async def test_posting_never_waits_for_a_server_that_does_not_take_them(kube: Ku
 
 async def test_events_of_cluster_wide_objects_go_to_the_default_namespace(api: FakeApi, kube: Kube) -> None:
     events = Events(kube, instance="operator-1")
-    api.answers.append(Answer({}))
+    api.answers.append(Answer({"kind": "Event"}))
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "uid": "u-9"}}
 
     events.post(namespace, "StoreUserMade", "...", action="Reconcile", related=PROXY)

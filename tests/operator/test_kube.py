@@ -116,6 +116,23 @@ async def test_a_call_without_answer_ends_in_time(api: FakeApi) -> None:
             await kube.get(CONFIG_MAPS, KEY)
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Answer(b"<html>please log in</html>"), Unavailable),
+        (Answer({"hello": "world"}), Unavailable),
+        (Answer(b"", 302, {"Location": "https://elsewhere"}), Invalid),
+    ],
+)
+async def test_what_is_not_an_api_server_is_not_believed(
+    api: FakeApi, kube: Kube, answer: Answer, expected: type[KubeError]
+) -> None:
+    api.answers.append(answer)
+
+    with pytest.raises(expected):
+        await kube.get(CONFIG_MAPS, KEY)
+
+
 async def test_a_server_that_is_not_there_is_unavailable(api: FakeApi, kube: Kube) -> None:
     await api.stop()
 
