@@ -3,7 +3,7 @@
     python -m openhqm_operator.main --config /etc/openhqm-operator/operator.yaml
 
     every replica:  informers -> caches           health port
-    the leader:     changes, resync -> work queue -> Reconciler        sidecars' /stats        Events
+    the leader:     changes, resync -> work queue -> Reconciler     Autoscaler     sidecars' /stats     Events
 
 Standbys keep their caches warm, so a new leader works at once. On SIGTERM: take no more, finish what is under
 way, give the Lease back, exit. A leader that lost its Lease exits with an error, whatever it was doing.
@@ -20,6 +20,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import sys
 import uuid
 from contextlib import AsyncExitStack
@@ -32,9 +33,17 @@ from aiohttp import web
 
 from openhqm import logs
 from openhqm.errors import SettingsError
+from openhqm_operator.autoscaler import Autoscaler, Powers
 from openhqm_operator.certificate_keeper import CertificateKeeper
 from openhqm_operator.election import Election, LeadershipLost
 from openhqm_operator.events import Events
+from openhqm_operator.external_metrics import (
+    build_keda_app,
+    build_metrics_app,
+    desired_from_status,
+    find_front_proxy,
+    tls_for,
+)
 from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import KubeError
 from openhqm_operator.login import Login, LoginFailed, find_login
@@ -43,6 +52,7 @@ from openhqm_operator.operator_metrics import Figures, Health, build_health_app
 from openhqm_operator.operator_settings import OperatorSettings, load
 from openhqm_operator.reconcile import Reconciler, Work
 from openhqm_operator.resources import ASYNC_PROXIES, PODS
+from openhqm_operator.sidecar_stats import SidecarStats
 from openhqm_operator.sidecars import SidecarWatch
 from openhqm_operator.stores import BundledStore, BundledStoreUnusable
 from openhqm_operator.triggers import Triggers, build_informers, caches_of
@@ -100,20 +110,42 @@ class Process:
                 leader.reconciler.missed,
                 lambda: election.is_leading,
             )
-            await self._listen(stack, build_health_app(health, figures))
+            self.health_port = await self._listen(
+                stack, build_health_app(health, figures), settings.health_port, "health_port"
+            )
+            await self._tell_others(stack, reading)
+            self.listening.set()
             await self._work(informers, election, leader, health)
 
-    async def _listen(self, stack: AsyncExitStack, app: web.Application) -> None:
+    async def _tell_others(self, stack: AsyncExitStack, kube: Kube) -> None:
+        """Answer HPAs and KEDA, on every replica: the number wanted is in the status."""
+        wanted = desired_from_status(kube)
+        if (keda := self._settings.keda) is not None:
+            await self._listen(stack, build_keda_app(wanted), keda.port, "keda.port")
+        if (api := self._settings.metrics_api) is not None:
+            front_proxy = await find_front_proxy(kube)
+            app = build_metrics_app(wanted, front_proxy)
+            folder = api.certificate_folder
+            context = tls_for(front_proxy, folder / "tls.crt", folder / "tls.key")
+            await self._listen(stack, app, api.port, "metrics_api.port", context)
+
+    async def _listen(
+        self,
+        stack: AsyncExitStack,
+        app: web.Application,
+        port: int,
+        setting: str,
+        tls: ssl.SSLContext | None = None,
+    ) -> int:
+        """Serve *app* until the end; returns its port."""
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        host, port = self._settings.host, self._settings.health_port
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, self._settings.host, port, ssl_context=tls).start()
         except OSError as exc:
-            raise SettingsError(f"health_port: cannot listen on {host}:{port}: {exc.strerror}") from exc
-        self.health_port = runner.addresses[0][1]
-        self.listening.set()
+            raise SettingsError(f"{setting}: cannot listen on {port}: {exc.strerror}") from exc
+        return int(runner.addresses[0][1])
 
     async def _work(
         self, informers: list[Informer], election: Election, leader: Leader, health: Health
@@ -178,6 +210,11 @@ class Leader:
         observer = Observer(kube, caches, self.sidecars, options)
         mint = self._store.mint if self._store else None
         self.reconciler = Reconciler(kube, observer, self.events.post, mint)
+        powers = Powers(
+            has_external_metrics=settings.metrics_api is not None,
+            keda_url=settings.keda.url if settings.keda else "",
+        )
+        self.autoscaler = Autoscaler(kube, caches, SidecarStats(), self.events, powers)
         self._is_leading = False
 
     async def run(self) -> None:
@@ -188,6 +225,7 @@ class Leader:
             tasks.create_task(self.queue.run(), name="queue")
             tasks.create_task(self._resync(), name="resync")
             tasks.create_task(self.sidecars.run(), name="sidecars")
+            tasks.create_task(self.autoscaler.run(), name="autoscaler")
             tasks.create_task(self.events.run(), name="events")
             if self._certificates is not None:
                 tasks.create_task(self._certificates.run(), name="certificates")

@@ -34,6 +34,20 @@ class BundledStoreSettings(Area):
     public_url: str = Field(description="As sidecars reach it, without credentials.")
 
 
+class KedaSettings(Area):
+    """Where KEDA reads how many replicas are wanted."""
+
+    url: str = Field(description="As KEDA reaches `port`, without a slash at the end.")
+    port: Port = Field(16030, description="Port it is answered on; 0 picks a free one.")
+
+
+class MetricsApiSettings(Area):
+    """The external metrics API that HPAs read."""
+
+    certificate_folder: Path = Field(description="Has tls.crt and tls.key.")
+    port: Port = Field(16443, description="Port it is answered on, TLS; 0 picks a free one.")
+
+
 class OperatorSettings(Area):
     """All settings of one operator process."""
 
@@ -42,6 +56,8 @@ class OperatorSettings(Area):
     certificates: CertificateSettings | None = Field(
         None, description="The injector's; None: they are somebody else's business."
     )
+    keda: KedaSettings | None = Field(None, description="None: scaling mode KEDA is refused.")
+    metrics_api: MetricsApiSettings | None = Field(None, description="None: scaling mode HPA is refused.")
     namespace: str | None = Field(None, description="The one namespace looked after; none: all.")
     pod_security: Literal["privileged", "baseline", "restricted"] = Field(
         "privileged", description="Pod Security level enforced in namespaces without a label for it."
