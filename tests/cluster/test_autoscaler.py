@@ -78,15 +78,21 @@ class Shop:
 
     async def open(self, stats: SidecarStats, replicas: int, **scaling: Any) -> None:
         """Make everything, and wait until the Pods are Ready."""
-        self.autoscaler = Autoscaler(
-            self.kube, self.caches, stats, self.events, self._powers, clock=lambda: self.now
-        )
+        self._stats = stats
+        self.restart()
         metadata = {"name": self.namespace}
         await self.kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, manager=US)
         await self.kube.create(_deployment(self.namespace, replicas), manager="kubectl")
         await self.kube.create(_proxy(self.namespace, scaling), manager=US)
         await self.accept()
         await self.until(lambda: self.ready(replicas))
+
+    def restart(self) -> None:
+        """Another process leads from now on, with a clock of its own."""
+        self.now += 5000.0
+        self.autoscaler = Autoscaler(
+            self.kube, self.caches, self._stats, self.events, self._powers, clock=lambda: self.now
+        )
 
     async def accept(self) -> None:
         """Say what the operator's reconcile would."""
@@ -426,6 +432,23 @@ def _refusing(namespace: str) -> list[tuple[str, Object]]:
         "matchResources": {"namespaceSelector": selector},
     }
     return [("ies", policy), ("ybindings", {"metadata": {"name": namespace}, "spec": binding})]
+
+
+async def test_a_new_leader_goes_on_where_the_old_one_was(open_shop: Opener) -> None:
+    """A new leader has no figures of its own yet and neither grows nor shrinks before it has."""
+    shop = await open_shop(3)
+    await shop.tick(10, arrivals=80)
+    grown = await shop.replicas()
+
+    shop.restart()
+    await shop.tick(1)
+    at_first = await shop.replicas()
+    await shop.tick(40)
+    within_the_window = await shop.replicas()
+    await shop.tick(40)
+
+    assert (grown, at_first, within_the_window, await shop.replicas()) == (15, 15, 15, 1)
+    assert (await shop.status())["originalReplicas"] == 3
 
 
 # --- never two writers ------------------------------------------------------------------------------------
