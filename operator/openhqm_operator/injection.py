@@ -84,7 +84,8 @@ def inject(pod: Object, proxy: Mapping[str, Any], platform: Platform, token: str
     _add_sidecar(injected["spec"], sidecar, platform)
     _lengthen_grace(injected["spec"], spec)
     _annotate(injected, config_hash(spec, intercept, port), intercept)
-    return Injected(complete(injected), tuple(_warnings(pod, spec, port)))
+    _add_hooks(injected)
+    return Injected(injected, tuple(_warnings(pod, spec, port)))
 
 
 def is_injected(pod: Mapping[str, Any]) -> bool:
@@ -205,12 +206,16 @@ def complete(pod: Object) -> Object:
     if any(each["name"] == REDIRECT_CONTAINER for each in pod["spec"]["initContainers"]):
         check_mesh(pod["spec"])
     completed = copy.deepcopy(pod)
+    _add_hooks(completed)
+    return completed
+
+
+def _add_hooks(pod: Object) -> None:
     sidecar = _sidecar_in(pod) or {}
     token = token_of((sidecar.get("lifecycle") or {}).get("preStop"))
     if token is not None:
-        for container in completed["spec"]["containers"]:
+        for container in pod["spec"]["containers"]:
             await_sidecar(container, token)
-    return completed
 
 
 def _sidecar_in(pod: Mapping[str, Any]) -> Object | None:
