@@ -283,6 +283,12 @@ def restoring(service: Object, proxy: str) -> list[Object]:
     return _patch(service, operations, None)
 
 
+def proxy_served(service: Mapping[str, Any]) -> str | None:
+    """Name of the AsyncProxy that the Service was switched for, if it was."""
+    served: str | None = _record(service).get("proxy")
+    return served
+
+
 def _originals(service: Object, proxy: str) -> dict[str, int | str]:
     record = _record(service)
     return dict(record["ports"]) if record.get("proxy") == proxy else {}
@@ -292,7 +298,7 @@ def _is_for(service: Object, proxy: str) -> bool:
     return bool(_record(service).get("proxy") == proxy)
 
 
-def _record(service: Object) -> dict[str, Any]:
+def _record(service: Mapping[str, Any]) -> dict[str, Any]:
     """What the annotation says; one that is not ours to read says nothing."""
     text = (service["metadata"].get("annotations") or {}).get(ORIGINAL_PORTS_ANNOTATION)
     try:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from openhqm_operator import names
 from openhqm_operator.annotations import is_forced
 from openhqm_operator.cache import Cache
+from openhqm_operator.interception import proxy_served
 from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import NotFound
 from openhqm_operator.resources import (
@@ -137,9 +138,31 @@ class Caches(dict[Resource, Cache]):
     def add_indexes(self) -> None:
         """Make findable what `Observer` looks for. Before anything is in the caches, or after."""
         self[ASYNC_PROXIES].add_index("target", _target_of)
-        for resource in (ASYNC_PROXIES, SERVICES, NETWORK_POLICIES, *WORKLOADS.values()):
+        for resource in (ASYNC_PROXIES, NETWORK_POLICIES):
             self[resource].add_index("namespace", _namespace_of)
         self[PODS].add_index("proxy", _proxy_of)
+        # A namespace may hold thousands: Services and workloads find each other by labels.
+        self[SERVICES].add_index("selects", _first_selected)
+        self[SERVICES].add_index("switched for", _switched_for)
+        for resource in WORKLOADS.values():
+            self[resource].add_index("label", _labels_of_template)
+
+    def selecting(self, namespace: str, labels: Mapping[str, str]) -> list[Object]:
+        """Services that select Pods with *labels*."""
+        return [
+            service
+            for label in labels.items()
+            for service in self[SERVICES].by("selects", (namespace, *label))
+            if has_all(service["spec"]["selector"], labels)
+        ]
+
+    def selected_by(self, service: Object) -> Iterator[Object]:
+        """Workloads whose Pods the Service selects."""
+        for first in _first_selected(service):
+            for resource in WORKLOADS.values():
+                for workload in self[resource].by("label", first):
+                    if has_all(service["spec"]["selector"], template_labels_of(workload)):
+                        yield workload
 
 
 class Observer:
@@ -173,7 +196,7 @@ class Observer:
         Raises:
             KubeError: a Secret or the AsyncProxy cannot be read.
         """
-        proxy = await self._fresh(key) if fresh else self._caches[ASYNC_PROXIES].get(key)
+        proxy = await self.fresh_proxy(key) if fresh else self._caches[ASYNC_PROXIES].get(key)
         if proxy is None:
             return None
         reference = proxy["spec"]["targetRef"]
@@ -208,7 +231,8 @@ class Observer:
         namesake = self._caches[ASYNC_PROXIES].get((namespace, name))
         return about if namesake is None or namesake in about else [*about, namesake]
 
-    async def _fresh(self, key: Key) -> Object | None:
+    async def fresh_proxy(self, key: Key) -> Object | None:
+        """The AsyncProxy as it is this very moment; None if there is none."""
         try:
             return await self._kube.get(ASYNC_PROXIES, key)
         except NotFound:
@@ -220,32 +244,18 @@ class Observer:
         return tuple(other for other in others if other["metadata"]["name"] != key.name)
 
     def _services(self, key: Key, labels: Mapping[str, str]) -> tuple[Object, ...]:
-        found = []
-        for service in self._caches[SERVICES].by("namespace", key.namespace):
-            selector = service["spec"].get("selector")
-            if (selector and has_all(selector, labels)) or _mentions(service, key.name):
-                found.append(service)
-        return tuple(found)
+        found = self._caches.selecting(key.namespace, labels)
+        switched = self._caches[SERVICES].by("switched for", key)
+        return (*found, *(service for service in switched if service not in found))
 
     def _shared(self, services: Iterable[Object], target: Object | None) -> dict[str, str]:
-        if target is None:
-            return {}
         shared = {}
-        for other in self._neighbours(target):
-            labels = template_labels_of(other)
-            if names.PROXY_LABEL in labels:
-                continue  # its Pods have a sidecar on the same port
-            for service in services:
-                selector = service["spec"].get("selector")
-                if selector and has_all(selector, labels):
+        for service in services if target is not None else ():
+            for other in self._caches.selected_by(service):
+                # Pods of one with a label of ours have a sidecar on the same port.
+                if other is not target and names.PROXY_LABEL not in template_labels_of(other):
                     shared[service["metadata"]["name"]] = f"{other['kind']} {other['metadata']['name']}"
         return shared
-
-    def _neighbours(self, target: Object) -> Iterable[Object]:
-        for resource in WORKLOADS.values():
-            for other in self._caches[resource].by("namespace", target["metadata"]["namespace"]):
-                if other["metadata"].get("uid") != target["metadata"].get("uid"):
-                    yield other
 
     def _policies(self, namespace: str, labels: Mapping[str, str]) -> tuple[Object, ...]:
         policies = self._caches[NETWORK_POLICIES].by("namespace", namespace)
@@ -303,9 +313,20 @@ def template_labels_of(workload: Mapping[str, Any]) -> Mapping[str, str]:
     return labels
 
 
-def _mentions(service: Object, proxy: str) -> bool:
-    """Whether the Service may have been switched for *proxy*; `interception.py` reads it exactly."""
-    return f'"{proxy}"' in annotations_of(service).get(names.ORIGINAL_PORTS_ANNOTATION, "")
+def _first_selected(service: Object) -> Iterable[tuple[str, str, str]]:
+    """The first label a Service selects by: enough to find it, not to be sure."""
+    selector = service["spec"].get("selector")
+    return () if not selector else ((service["metadata"]["namespace"], *min(selector.items())),)
+
+
+def _switched_for(service: Object) -> Iterable[Key]:
+    proxy = proxy_served(service)
+    return () if proxy is None else (Key(service["metadata"]["namespace"], proxy),)
+
+
+def _labels_of_template(workload: Object) -> Iterable[tuple[str, str, str]]:
+    namespace = workload["metadata"]["namespace"]
+    return [(namespace, *label) for label in template_labels_of(workload).items()]
 
 
 def _target_of(proxy: Object) -> tuple[tuple[str, str, str]]:

@@ -213,8 +213,8 @@ class Reconciler:
             return
         # Decide again on what is there this very moment: caches may not have our last step yet.
         workload = await self._kube.get(WORKLOADS[kind], key)
-        proxies = (await self._kube.list(ASYNC_PROXIES, key.namespace)).items
-        await self._take_over(own(workload, proxies))
+        namesake = await self._observer.fresh_proxy(key)  # ours has the workload's name
+        await self._take_over(own(workload, [] if namesake is None else [namesake]))
 
     async def _take_over(self, step: Owning | None) -> None:
         match step:

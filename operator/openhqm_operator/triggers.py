@@ -4,7 +4,7 @@
               \\-> a change -> Work of each AsyncProxy and workload it may concern -> the work queue
 
 Naming a key too often costs a look at caches; not naming one costs until the next resync. So whatever cannot
-be told apart cheaply is named: a Service or NetworkPolicy names all AsyncProxies of its namespace.
+be told apart cheaply is named: a NetworkPolicy names all AsyncProxies of its namespace.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Triggers:
             ASYNC_PROXIES: self._of_proxy,
             PODS: self._of_labelled,
             CONFIG_MAPS: self._of_labelled,
-            SERVICES: self._of_namespace,
+            SERVICES: self._of_service,
             NETWORK_POLICIES: self._of_namespace,
             NAMESPACES: self._of_namespace,
         }
@@ -152,6 +152,11 @@ class Triggers:
             value = ((obj or {"metadata": {}})["metadata"].get("labels") or {}).get(names.PROXY_LABEL)
             for proxy in self._caches[ASYNC_PROXIES].by("label", (key.namespace, value)):
                 yield Work(ASYNC_PROXIES.kind, _key(proxy))
+
+    def _of_service(self, key: Key, before: Object | None, after: Object | None) -> Iterator[Work]:
+        for service in (before, after):
+            for workload in self._caches.selected_by(service) if service is not None else ():
+                yield from self._targeting(key.namespace, workload["kind"], workload["metadata"]["name"])
 
     def _of_namespace(self, key: Key, before: Object | None, after: Object | None) -> Iterator[Work]:
         for proxy in self._caches[ASYNC_PROXIES].by("namespace", key.namespace or key.name):
