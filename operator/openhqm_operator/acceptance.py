@@ -214,15 +214,17 @@ def _check_embedded(scheme: str, spec: Spec, target: Object) -> None:
     if not _has_volume(target):
         raise Refusal(
             "EmbeddedStoreManyReplicas",
-            "The SQLite file would die with its Pod: the template needs a persistentVolumeClaim for it, or "
-            "use Redis.",
+            f"The SQLite file would die with its Pod: give the template a volume {names.DATA_VOLUME} of a "
+            "persistentVolumeClaim, or use Redis.",
         )
 
 
 def _has_volume(target: Object) -> bool:
+    """Whether there is one that the sidecar mounts as its data folder (`injection.py`)."""
     volumes = template_of(target)["spec"].get("volumes") or ()
-    claimed = any("persistentVolumeClaim" in volume for volume in volumes)
-    return claimed or bool(target["spec"].get("volumeClaimTemplates"))
+    claimed = {volume["name"] for volume in volumes if "persistentVolumeClaim" in volume}
+    claims = {claim["metadata"]["name"] for claim in target["spec"].get("volumeClaimTemplates") or ()}
+    return names.DATA_VOLUME in claimed | claims
 
 
 # --- interception ----------------------------------------------------------------------------------------
