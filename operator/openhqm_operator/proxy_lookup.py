@@ -12,6 +12,7 @@ hash means an older template: its Pods get the present configuration.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ READ_SECONDS = 2.0
 """For the live read; the API server gives the whole review 5 s."""
 
 INDEX = "label"
+
+_SHORTENED = re.compile(r"-[0-9a-f]{8}$")
+"""How `names.label_value` ends that of a long name."""
 
 
 class LookupFailed(Exception):
@@ -113,6 +117,8 @@ class ProxyLookup:
         try:
             return await self._kube.get(ASYNC_PROXIES, (namespace, label))
         except NotFound:
+            if not _SHORTENED.search(label):
+                return None
             # The label of a long name is its start and a digest; only a list tells whose it is.
             listing = await self._kube.list(ASYNC_PROXIES, namespace)
             named = (each for each in listing.items if label_value(each["metadata"]["name"]) == label)

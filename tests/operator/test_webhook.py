@@ -327,6 +327,9 @@ async def test_a_proxy_that_does_not_exist_is_named(client: Client, api: FakeApi
     response = await client.review(pod)
 
     assert response["status"]["reason"] == "NoSuchProxy"
+    assert api.requests[-1].path.endswith(
+        "/asyncproxies/gone"
+    )  # all of them are read for shortened names alone
     assert 'names AsyncProxy "gone", which is not in namespace shop' in response["status"]["message"]
 
 
@@ -340,6 +343,19 @@ async def test_a_long_name_is_found_by_its_short_label(client: Client, api: Fake
         return json.loads((await client.health("/readyz"))[1])["proxies"] == 2
 
     await eventually(is_known)
+
+    assert (await client.review(pod))["allowed"] is True
+
+
+async def test_a_long_name_is_read_live_too(client: Client, api: FakeApi) -> None:
+    long = "legacy-" + "y" * 100
+    pod = legacy()
+    pod["metadata"]["labels"]["openhqm.io/proxy"] = proxy_lookup.label_value(long)
+    metadata = {"name": long, "namespace": "shop", "resourceVersion": "9"}
+    listed = {"metadata": {"resourceVersion": "9"}, "items": [{"metadata": metadata, **BODY}]}
+    api.answers.extend(
+        [status(404, "NotFound", "no such thing"), Answer({"kind": "AsyncProxyList", **listed})]
+    )
 
     assert (await client.review(pod))["allowed"] is True
 
