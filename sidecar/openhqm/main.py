@@ -140,7 +140,7 @@ class Process:
         if egress is not None and callbacks is not None:
             loops |= {"egress": egress.run(), "callbacks": callbacks.run()}
         if self._reread is not None:
-            loops["reloading"] = self._build_reloader(self._reread).run()
+            loops["reloading"] = self._build_reloader(self._reread, stats).run()
 
         await self._listen(stack, store, stats, exposition, front)
         async with asyncio.TaskGroup() as group:
@@ -203,8 +203,9 @@ class Process:
         self._hot.append(front.apply)
         return front
 
-    def _build_reloader(self, reread: Callable[[], Settings]) -> Reloader:
+    def _build_reloader(self, reread: Callable[[], Settings], stats: Stats) -> Reloader:
         reloader = Reloader(self._settings, reread, self._apply, self._config)
+        stats.settings = lambda: reloader.digest
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload)
         return reloader
 

@@ -8,6 +8,7 @@ to a structural setting is named and waits for a restart.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ class Reloader:
         read: reads all sources anew; raises SettingsError.
         apply: hands usable new settings to everyone.
         path: the settings file; None: only `reload` reads anew.
+
+    Attributes:
+        digest: SHA-256 of the settings file in force, so that others can tell who has taken it over.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Reloader:
         self._apply = apply
         self._path = path
         self._seen = self._fingerprint()
+        self.digest = self._digest()
 
     async def run(self) -> None:
         """Look at the file for ever."""
@@ -56,6 +61,7 @@ class Reloader:
 
     def reload(self) -> None:
         """Read the settings and apply what is hot."""
+        digest = self._digest()  # before it is read: one that changes in between is read again
         try:
             wanted = self._read()
         except SettingsError as exc:
@@ -68,6 +74,13 @@ class Reloader:
             self._settings = wanted
             self._apply(wanted)
             log.info("settings.applied")
+        self.digest = digest
+
+    def _digest(self) -> str | None:
+        try:
+            return None if self._path is None else hashlib.sha256(self._path.read_bytes()).hexdigest()
+        except OSError:
+            return None
 
     def _fingerprint(self) -> tuple[int, ...] | None:
         if self._path is None:

@@ -86,6 +86,8 @@ class Stats:
         self.ports: dict[str, int] = {}
         """Where the servers really listen: "ingress", "health", "admin" -> port."""
         self.waiting_clients: Callable[[], int] = lambda: 0
+        self.settings: Callable[[], str | None] = lambda: None
+        """Names the settings file in force, as `Reloader.digest`."""
         """Clients held for an answer; none where this process takes nothing in (mode egress)."""
         self._store = store
         self._egress = egress
@@ -154,6 +156,7 @@ class Stats:
             "phase": self.phase,
             "ports": self.ports,
             "version": __version__,
+            "settings": self.settings(),
             "uptime_seconds": round(self._clock() - self._started_at, 1),
             "store": self._about_store(),
             "requests": _described(counts),

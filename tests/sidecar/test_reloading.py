@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from pathlib import Path
 
 from tests.sidecar import virtual_time
@@ -67,3 +68,24 @@ def test_structural_changes_are_named():
     after = load(flags={"ingress": {"port": 1, "max_wait_seconds": 5}, "mode": "ingress"}, environ={})
 
     assert sorted(structural_changes(before, after)) == ["ingress.port", "mode"]
+
+
+def test_which_file_is_in_force_can_be_told(tmp_path: Path):
+    """A file that is refused is not in force; one that says the same in other words is."""
+    this = Scene(tmp_path, "egress: {concurrency: 4}")
+    digests = [this.reloader.digest]
+
+    for text in ("egress: {concurrency: -1}", "egress: {concurrency: 5}", "{egress: {concurrency: 5}}"):
+        this.file.write_text(text)
+        this.reloader.reload()
+        digests.append(this.reloader.digest)
+
+    names = [
+        hashlib.sha256(text).hexdigest()
+        for text in (
+            b"egress: {concurrency: 4}",
+            b"egress: {concurrency: 5}",
+            b"{egress: {concurrency: 5}}",
+        )
+    ]
+    assert digests == [names[0], names[0], names[1], names[2]]
