@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -39,11 +39,13 @@ from openhqm.errors import (
 )
 from openhqm.headers import Forwarding, Pair, request_head
 from openhqm.lifecycle import Event, Happening, Lifecycle
+from openhqm.ordering import OrderingKey
 from openhqm.passthrough import Passthrough
 from openhqm.replies import Reply
 from openhqm.routes import Action, Decision, Routes
 from openhqm.settings import Settings
-from openhqm.stores.base import Store
+from openhqm.share import Share
+from openhqm.stores.base import Body, Store
 
 _TARGET = re.compile(rb'/[!"$-~]*')
 """Origin form in printable ASCII. A fragment never belongs in a request target (RFC 9112 section 3.2)."""
@@ -117,7 +119,9 @@ class Ingress:
     def apply(self, settings: Settings) -> None:
         """Take over the hot settings: routes, limits and what is said about clients."""
         ingress = settings.ingress
-        self._routes = Routes(settings.routes)
+        self._routes = Routes(settings.routes, settings.intercept)
+        self._share = Share.from_settings(settings.intercept)
+        self._ordering = OrderingKey.from_settings(settings.queue.key)
         self._forwarding = Forwarding.from_settings(ingress, settings.app.url)
         self._identity_header = ingress.identity_header.lower().encode()
         self._limits = Limits.from_settings(settings, self._store.abilities)
@@ -165,7 +169,15 @@ class Ingress:
             or self._surface(inbound.target) is not None
         ):
             return None
+        if self._share is not None:
+            # Only those it takes are decided here, for `handle` decides about all that it gets.
+            key = self._key_in_head(inbound, control)
+            if not self._share.would_take(control, key):
+                return None
+            self._share.takes(control, key)
         body = content.read_nowait()
+        if self._ordering is not None:
+            control = self._ordered(inbound, control, body)
         id = self._acceptor.new_id()
         envelope = self._envelope(inbound, decision, len(body))
         return Admission(
@@ -187,13 +199,36 @@ class Ingress:
         if self._passthrough is None:
             raise UnknownPath("no app is configured here (app.url); requests come by the submit API")
         decision = self._routes.decide(inbound.method, inbound.target, inbound.pairs, upgrade=inbound.upgrade)
-        if decision.action is Action.QUEUE:
+        if decision.action is Action.QUEUE and not self._is_left_out(inbound):
             return await self._queue(request, inbound, decision)
         if decision.action is Action.REJECT:
             raise Forbidden("a route rejects this request")
         if decision.action is Action.SHADOW:
             self._lifecycle.emit(Event(Happening.SHADOWED))
         return await self._pass(request, inbound, self._passthrough)
+
+    def _is_left_out(self, inbound: Inbound) -> bool:
+        """Whether the share that is queued leaves this request to pass."""
+        if self._share is None:
+            return False
+        control = read_control(inbound.pairs)
+        if self._share.takes(control, self._key_in_head(inbound, control)):
+            return False
+        self._lifecycle.emit(Event(Happening.LEFT_OUT))
+        return True
+
+    def _key_in_head(self, inbound: Inbound, control: Control) -> bytes | None:
+        """What orders a request, as far as that is known before its body."""
+        if control.key is not None or self._ordering is None:
+            return control.key
+        return self._ordering.in_head(inbound.target, inbound.pairs)
+
+    def _ordered(self, inbound: Inbound, control: Control, body: Body) -> Control:
+        """Give a request whose client names no key the one of `queue.key`."""
+        if control.key is not None or self._ordering is None:
+            return control
+        key = self._ordering.in_request(inbound.target, inbound.pairs, body)
+        return control if key is None else replace(control, key=key)
 
     def _surface(self, target: bytes) -> Surface | None:
         for prefix, surface in self._surfaces:
@@ -242,6 +277,7 @@ class Ingress:
             declared=inbound.declared,
             hashed=scope is not None,
         )
+        control = self._ordered(inbound, control, received.body)
         envelope = self._envelope(inbound, decision, received.size)
         in_force = await self._acceptor.accept(
             id, envelope, received, control, decision, scope=scope, callback=callback

@@ -18,6 +18,8 @@ class Happening(enum.StrEnum):
     REFUSED = "request.refused"
     SHADOWED = "request.shadowed"
     """Passed on, but a `shadow` route would have queued it."""
+    LEFT_OUT = "request.left_out"
+    """Passed on, though a route would queue it: `intercept.percent` queues only a share."""
     LEASED = "request.leased"
     ANSWERED = "request.answered"
     RETRIED = "request.retried"

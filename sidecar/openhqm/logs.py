@@ -42,6 +42,7 @@ _ORDINARY = {
     Happening.CANCELLED: "info",
     Happening.REPLAYED: "info",
     Happening.SHADOWED: "info",
+    Happening.LEFT_OUT: "info",
     Happening.LEASED: "debug",
 }
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openhqm.errors import SettingsError
 from openhqm.headers import Pair
-from openhqm.settings import RouteMatch, RouteSettings
+from openhqm.settings import InterceptSettings, RouteMatch, RouteSettings
 
 QUEUED_METHODS = frozenset({b"POST", b"PUT", b"PATCH", b"DELETE"})
 
@@ -44,8 +44,12 @@ class Decision:
     priority: int = 5
 
 
+_STORED = (Action.QUEUE, Action.SHADOW)
+"""What an upgrade can be no part of."""
+
 _QUEUE = Decision(Action.QUEUE)
 _PASS = Decision(Action.PASS)
+_INTERCEPT = InterceptSettings()
 _Condition = Callable[[bytes, bytes, Sequence[Pair]], bool]
 
 
@@ -56,9 +60,18 @@ class Routes:
     too: upgrades always, and requests that accept `text/event-stream` unless a rule says otherwise.
     """
 
-    def __init__(self, rules: Sequence[RouteSettings] = ()) -> None:
-        """Compile the rules. Raises SettingsError for a regular expression that bytes cannot match."""
-        self._rules = tuple((_conditions(rule.match), _decision(rule)) for rule in rules)
+    def __init__(
+        self, rules: Sequence[RouteSettings] = (), intercept: InterceptSettings = _INTERCEPT
+    ) -> None:
+        """Compile the rules. Raises SettingsError for a regular expression that bytes cannot match.
+
+        Args:
+            intercept: with `shadow`, or a share of 0, what would be queued takes another action; other
+                shares are decided request by request, by `share.py`.
+        """
+        instead = _instead_of_queue(intercept)
+        self._default = replace(_QUEUE, action=instead)
+        self._rules = tuple((_conditions(rule.match), _decision(rule, instead)) for rule in rules)
 
     def decide(
         self, method: bytes, target: bytes, pairs: Sequence[Pair], *, upgrade: bool = False
@@ -73,15 +86,22 @@ class Routes:
             path = target.partition(b"?")[0]
             for conditions, decision in self._rules:
                 if all(holds(method, path, pairs) for holds in conditions):
-                    return _PASS if upgrade and decision.action is Action.QUEUE else decision
+                    return _PASS if upgrade and decision.action in _STORED else decision
         if method not in QUEUED_METHODS or upgrade or _accepts_events(pairs):
             return _PASS
-        return _QUEUE
+        return self._default
 
 
-def _decision(rule: RouteSettings) -> Decision:
+def _instead_of_queue(intercept: InterceptSettings) -> Action:
+    if intercept.shadow:
+        return Action.SHADOW
+    return Action.QUEUE if intercept.percent else Action.PASS
+
+
+def _decision(rule: RouteSettings, instead: Action) -> Decision:
+    action = Action(rule.action)
     return Decision(
-        action=Action(rule.action),
+        action=instead if action is Action.QUEUE else action,
         wait_seconds=rule.wait_seconds,
         timeout_seconds=rule.timeout_seconds,
         max_attempts=rule.max_attempts,

@@ -40,6 +40,13 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 KiB, MiB, GiB = 1024, 1024**2, 1024**3
 
 
+def _compiled(regex: str | bytes) -> re.Pattern[Any]:
+    try:
+        return re.compile(regex)
+    except re.error as exc:
+        raise ValueError(f"not a regular expression: {exc}") from exc
+
+
 def is_structural(field: FieldInfo) -> bool:
     """Whether a changed value waits for a restart."""
     extra = field.json_schema_extra
@@ -78,6 +85,38 @@ class AppSettings(Area):
         return value.rstrip("/") if value else value
 
 
+class KeySettings(Area):
+    """Where the ordering key of a request is, for clients that send no OpenHQM-Key; at most one of these."""
+
+    header: str | None = Field(None, description="Name of a request header; the first of that name counts.")
+    cookie: str | None = Field(None, description="Name of a cookie.")
+    path: str | None = Field(
+        None,
+        description="Regular expression, searched in the path (without the query, as sent); its first group "
+        "is the key.",
+    )
+    json_field: str | None = Field(
+        None,
+        alias="json",
+        pattern=r"^(/([^/~]|~[01])*)+$",
+        description="JSON Pointer (RFC 6901) to a text or number in a JSON body, such as /order/customer. "
+        "Bodies above store.spill_bytes have no key.",
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _has_a_group(cls, value: str | None) -> str | None:
+        if value is not None and _compiled(value.encode()).groups < 1:
+            raise ValueError("needs a group, which is the key: ^/orders/([^/]+)")
+        return value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> KeySettings:
+        if sum(v is not None for v in (self.header, self.cookie, self.path, self.json_field)) > 1:
+            raise ValueError("header, cookie, path and json exclude each other")
+        return self
+
+
 class QueueSettings(Area):
     """What is queued, and how much."""
 
@@ -101,6 +140,9 @@ class QueueSettings(Area):
         86_400.0,
         description="Deadline of a request that names none, in seconds from when it may first start; 0 for "
         "no deadline.",
+    )
+    key: KeySettings = Field(
+        default_factory=KeySettings, description="Where the ordering key of a request is; none by default."
     )
 
 
@@ -136,6 +178,12 @@ class StoreSettings(Area):
         description="Refuse to start on a store whose commits survive less: none, process (kill -9), "
         "power (power cut), "
         "quorum.",
+        json_schema_extra={"structural": True},
+    )
+    previous_url: SecretStr | None = Field(
+        None,
+        description="The store used before, while it still holds requests: they are finished and their "
+        "answers given, nothing new goes there.",
         json_schema_extra={"structural": True},
     )
     spill_bytes: PositiveInt = Field(
@@ -183,10 +231,7 @@ class RouteMatch(Area):
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
         if value is not None:
-            try:
-                re.compile(value)
-            except re.error as exc:
-                raise ValueError(f"not a regular expression: {exc}") from exc
+            _compiled(value)
         return value
 
     @model_validator(mode="after")
@@ -220,6 +265,17 @@ class RouteSettings(Area):
     )
 
 
+class InterceptSettings(Area):
+    """How much of what routes would queue is queued."""
+
+    shadow: bool = Field(
+        False, description="Only count what would be queued; all of it passes straight through."
+    )
+    percent: Annotated[int, Field(ge=0, le=100)] = Field(
+        100, description="Share of the requests that queue routes match which is queued; the rest passes."
+    )
+
+
 class IngressSettings(Area):
     """What clients meet."""
 
@@ -247,6 +303,14 @@ class IngressSettings(Area):
         75.0,
         description="Idle client connections are closed after this.",
         json_schema_extra={"structural": True},
+    )
+    hold_seconds: Seconds = Field(
+        0.0,
+        description="How long a request that passes straight through waits for an app that takes no "
+        "connections yet; then 503 with Retry-After. 0: 502 at once.",
+    )
+    max_held: PositiveInt = Field(
+        1000, description="Requests that wait so at once; more get the 503 without waiting."
     )
     submit_api: bool | None = Field(
         None,
@@ -420,9 +484,78 @@ class HealthSettings(Area):
     )
     port: Port = Field(
         16020,
-        description="/livez /readyz /startupz /metrics /stats; 0 picks a free one.",
+        description="/livez /readyz /startupz /metrics /stats, and the kubelet's hooks (pod.*); 0 picks a "
+        "free one.",
         json_schema_extra={"structural": True},
     )
+
+
+class HttpProbe(Area):
+    """A GET request; 200 to 399 is success."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="Port of the app.")
+    path: str = Field("/", description="Path and query.")
+    scheme: Literal["HTTP", "HTTPS"] = Field("HTTP", description="HTTPS certificates are not verified.")
+    headers: tuple[tuple[str, SecretStr], ...] = Field((), description="Name and value of each header.")
+    timeout_seconds: PositiveSeconds = Field(1.0, description="Later is a failure.")
+
+
+class TcpProbe(Area):
+    """A connection that is accepted is success."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="Port of the app.")
+    timeout_seconds: PositiveSeconds = Field(1.0, description="Later is a failure.")
+
+
+class GrpcProbe(Area):
+    """A call of grpc.health.v1.Health/Check; SERVING is success."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="Port of the app.")
+    service: str = Field("", description="Name of the service asked about; empty: the server as a whole.")
+    timeout_seconds: PositiveSeconds = Field(1.0, description="Later is a failure.")
+
+
+class Probe(Area):
+    """How one container is asked whether it is ready, as Kubernetes would ask it."""
+
+    http: HttpProbe | None = Field(None, description="By HTTP.")
+    tcp: TcpProbe | None = Field(None, description="By connecting.")
+    grpc: GrpcProbe | None = Field(None, description="By gRPC's health protocol.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Probe:
+        if sum(v is not None for v in (self.http, self.tcp, self.grpc)) != 1:
+            raise ValueError("give exactly one of http, tcp and grpc")
+        return self
+
+
+class PodSettings(Area):
+    """What the injector tells a sidecar about its Pod."""
+
+    token: SecretStr | None = Field(
+        None,
+        description="Lets the kubelet's hooks in, /app-stopping and /drain; None: there are none.",
+        json_schema_extra={"structural": True},
+    )
+    probes: dict[str, Probe] = Field(
+        {},
+        description="Container -> its readiness probe (http, tcp or grpc), which /app-ready/{container} "
+        "relays; JSON.",
+        json_schema_extra={"structural": True},
+    )
+    readiness: Literal["proxy", "app"] = Field(
+        "proxy",
+        description="proxy: after its first success /app-ready/{container} says whether we serve; app: it "
+        "always relays.",
+        json_schema_extra={"structural": True},
+    )
+
+    @field_validator("token")
+    @classmethod
+    def _can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]{16,}", value.get_secret_value()):
+            raise ValueError("must be at least 16 printable ASCII characters without blanks")
+        return value
 
 
 class AdminSettings(Area):
@@ -475,6 +608,7 @@ class Settings(Area):
         description="Ordered rules; the first match wins. After them: POST, PUT, PATCH, DELETE queue, "
         "all else passes.",
     )
+    intercept: InterceptSettings = Field(default_factory=InterceptSettings)
     ingress: IngressSettings = Field(default_factory=IngressSettings)
     egress: EgressSettings = Field(default_factory=EgressSettings)
     breaker: BreakerSettings = Field(default_factory=BreakerSettings)
@@ -485,6 +619,7 @@ class Settings(Area):
     drain: DrainSettings = Field(default_factory=DrainSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)
     admin: AdminSettings = Field(default_factory=AdminSettings)
+    pod: PodSettings = Field(default_factory=PodSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
     @model_validator(mode="after")
@@ -503,6 +638,8 @@ class Settings(Area):
                 "store.url memory: loses everything when the process ends; "
                 "say store.require_durability: none to accept that"
             )
+        if self.store.previous_url is not None and self.store.previous_url == self.store.url:
+            raise ValueError("store.previous_url is what was used before store.url; they cannot be the same")
         if self.drain.accept_seconds >= self.drain.timeout_seconds:
             raise ValueError("drain.accept_seconds must be less than drain.timeout_seconds")
         if self.ingress.submit_api and self.app.url is not None and not self.ingress.api_keys:

@@ -18,6 +18,8 @@ from openhqm.settings import Area, GiB, KiB, MiB, RouteMatch, RouteSettings, Set
 
 MASK = "***"
 
+_URLS = frozenset({"url", "previous_url"})
+
 _INTRODUCTION = """\
 # Settings
 
@@ -45,8 +47,7 @@ def markdown() -> str:
     parts.append("\n## Top level\n\n" + _table(top))
     for name, field, area in _areas():
         if area is not None:
-            rows = [(f"{name}.{key}", key, inner) for key, inner in area.model_fields.items()]
-            parts.append(f"\n## {name}\n\n{_docstring(area)}\n\n" + _table(rows))
+            parts.append(f"\n## {name}\n\n{_docstring(area)}\n\n" + _table(list(_rows(name, area))))
         elif name == "routes":
             parts.append(f"\n## routes\n\n{field.description}\n\n" + _table(_route_rows()))
     return "".join(parts)
@@ -93,11 +94,14 @@ def mask_url(url: str) -> str:
 
 def _masked(value: Any, name: str) -> Any:
     if isinstance(value, BaseModel):
-        return {name: _masked(getattr(value, name), name) for name in type(value).model_fields}
+        fields = type(value).model_fields.items()
+        return {field.alias or name: _masked(getattr(value, name), name) for name, field in fields}
+    if isinstance(value, dict):
+        return {key: _masked(item, key) for key, item in value.items()}
     if isinstance(value, tuple):
         return [_masked(item, name) for item in value]
     if isinstance(value, SecretStr):
-        return mask_url(value.get_secret_value()) if name == "url" else MASK
+        return mask_url(value.get_secret_value()) if name in _URLS else MASK
     return value
 
 
@@ -105,6 +109,8 @@ def _plain(value: Any) -> Any:
     """A default as it would be written in the file."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_none=True, by_alias=True)
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -113,8 +119,21 @@ def _plain(value: Any) -> Any:
 
 def _areas() -> Iterator[tuple[str, FieldInfo, type[Area] | None]]:
     for name, field in Settings.model_fields.items():
-        kind = field.annotation
-        yield name, field, kind if isinstance(kind, type) and issubclass(kind, Area) else None
+        yield name, field, _area_of(field)
+
+
+def _area_of(field: FieldInfo) -> type[Area] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Area) else None
+
+
+def _rows(name: str, area: type[Area]) -> Iterator[tuple[str, str, FieldInfo]]:
+    for key, field in area.model_fields.items():
+        shown = f"{name}.{field.alias or key}"
+        if (inner := _area_of(field)) is not None:
+            yield from _rows(shown, inner)
+        else:
+            yield shown, key, field
 
 
 def _route_rows() -> list[tuple[str, str, FieldInfo]]:
@@ -127,7 +146,7 @@ def _table(rows: list[tuple[str, str, FieldInfo]]) -> str:
     for shown, key, field in rows:
         cells = (
             f"`{shown}`",
-            "URL" if key == "url" else _values(field),
+            "URL" if key in _URLS else _values(field),
             _default(key, field),
             "restart" if is_structural(field) else "hot",
             _one_line(field.description),
@@ -140,7 +159,8 @@ def _values(field: FieldInfo) -> str:
     """What may be written, in words: "whole number, 1 or more", "one of a, b"."""
     annotation: Any = field.annotation
     holder = create_model("holder", value=(annotation, field))
-    return _words(holder.model_json_schema()["properties"]["value"])
+    [shape] = holder.model_json_schema()["properties"].values()  # under its alias, if it has one
+    return _words(shape)
 
 
 def _words(shape: dict[str, Any]) -> str:
@@ -153,7 +173,13 @@ def _words(shape: dict[str, Any]) -> str:
         return "list of conditions" if "$ref" in items else f"list of: {_words(items)}"
     if shape.get("format") == "password":
         return "secret"
-    named = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text"}
+    named = {
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "true, false",
+        "string": "text",
+        "object": "mapping",
+    }
     words = named[shape["type"]]
     low, high = shape.get("minimum"), shape.get("maximum")
     if low is not None and high is not None:
@@ -170,7 +196,7 @@ def _default(key: str, field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = _plain(field.get_default(call_default_factory=True))
-    if value is None or value == []:
+    if value in (None, [], {}):
         return "none"
     if key.endswith("_bytes"):
         return f"{value} ({_size(value)})" if value >= KiB else str(value)

@@ -126,7 +126,7 @@ def _read_environment(model: type[BaseModel], environ: Mapping[str, str]) -> dic
 
 def _decode(value: str, field: FieldInfo | None) -> Any:
     """Read the lists and mappings: JSON, YAML, or words between commas. All else is the model's to read."""
-    if field is None or not (get_origin(field.annotation) is tuple or _model_of(field)):
+    if field is None or not (get_origin(field.annotation) in (tuple, dict) or _model_of(field)):
         return value
     if not value.lstrip().startswith(("[", "{")):
         return [word.strip() for word in value.split(",")]

@@ -12,7 +12,7 @@ from tests.sidecar.raw_app import always, running
 from openhqm import acceptor
 from openhqm.errors import BadRequest, StoreUnavailable
 from openhqm.lifecycle import Happening
-from openhqm.settings import RouteSettings
+from openhqm.settings import RouteSettings, Settings
 from openhqm.stores.base import BlobRef, OnLost, Options, State, Want
 from openhqm.stores.memory import MemoryStore
 
@@ -591,6 +591,106 @@ async def test_a_shadow_route_passes_and_counts():
         assert (got.status, len(app.requests)) == (200, 1)
         assert await port.stored() == []
         assert [event.what for event in port.events] == [Happening.SHADOWED]
+
+
+async def test_in_shadow_everything_passes_and_what_would_be_queued_is_counted():
+    async with running(always(OK)) as app, intercepting(app.url, intercept={"shadow": True}) as port:
+        got = await port.send(post(b"/a", b"x", b"Idempotency-Key: k", b"Prefer: respond-async"))
+        await port.send(get(b"/b"))
+
+        assert (got.status, len(app.requests)) == (200, 2)
+        assert await port.stored() == []
+        assert [event.what for event in port.events] == [Happening.SHADOWED]
+
+
+@pytest.mark.parametrize("body", [b"x", b"x" * 3000], ids=["short way", "long way"])
+async def test_a_share_is_queued_and_the_rest_passes_and_is_counted(body):
+    async with (
+        running(always(OK)) as app,
+        intercepting(app.url, intercept={"percent": 25}, spill_bytes=2000) as port,
+        port.connected() as connection,
+    ):
+        statuses = []
+        for number in range(40):
+            connection.write(post(b"/%d" % number, body))
+            statuses.append((await connection.answer(b"POST")).status)
+
+        assert (statuses.count(202), statuses.count(200)) == (10, 30)
+        assert (len(await port.stored()), len(app.requests)) == (10, 30)
+        assert [event.what for event in port.events].count(Happening.LEFT_OUT) == 30
+
+
+async def test_of_a_share_both_ways_together_have_exactly_theirs():
+    """The short way asks first and leaves what is not taken to the long way; nothing counts twice."""
+    async with (
+        running(always(OK)) as app,
+        intercepting(app.url, intercept={"percent": 50}, spill_bytes=2000) as port,
+        port.connected() as connection,
+    ):
+        statuses = []
+        for number in range(60):
+            connection.write(post(b"/", b"x" * (3000 if number % 3 else 1)))
+            statuses.append((await connection.answer(b"POST")).status)
+
+        assert statuses == [200, 202] * 30
+
+
+async def test_who_asks_for_the_queue_is_queued_whatever_the_share():
+    async with running(always(OK)) as app, intercepting(app.url, intercept={"percent": 1}) as port:
+        statuses = [(await port.send(post(b"/a", b"x", b"OpenHQM-Priority: 3"))).status for _ in range(5)]
+
+        assert (statuses, app.requests) == ([202] * 5, [])
+
+
+async def test_repeats_of_an_idempotency_key_go_the_way_of_the_first():
+    """Passed after it was queued, a repeat would run a second time."""
+    async with running(always(OK)) as app, intercepting(app.url, intercept={"percent": 50}) as port:
+        for number in range(16):
+            sent = post(b"/a", b"x", b"Idempotency-Key: %d" % number)
+            assert len({(await port.send(sent)).status for _ in range(3)}) == 1
+
+        queued = len(await port.stored())
+        assert 0 < queued < 16
+        assert len(app.requests) == 3 * (16 - queued)
+
+
+@pytest.mark.parametrize("wish", [(), (b"Idempotency-Key: 1",)], ids=["short way", "long way"])
+@pytest.mark.parametrize(
+    ("place", "request_bytes"),
+    [
+        ({"header": "X-Customer"}, lambda *wish: post(b"/orders", b"", b"x-customer: ann", *wish)),
+        ({"cookie": "who"}, lambda *wish: post(b"/orders", b"", b"Cookie: a=b; who=ann", *wish)),
+        ({"path": "^/of/([^/]+)"}, lambda *wish: post(b"/of/ann/orders", b"", *wish)),
+        ({"json": "/order/by"}, lambda *wish: post(b"/orders", b'{"order": {"by": "ann"}}', *wish)),
+    ],
+    ids=["header", "cookie", "path", "json"],
+)
+async def test_the_ordering_key_is_found_in_the_request(place, request_bytes, wish):
+    async with intercepting(queue={"key": place}) as port:
+        assert (await port.send(request_bytes(*wish))).status == 202
+
+        [record] = (await port.store.list()).records
+        assert record.key == b"ann"
+
+
+async def test_the_clients_own_ordering_key_wins_and_none_is_no_key():
+    async with intercepting(queue={"key": {"header": "X-Customer"}}) as port:
+        await port.send(post(b"/a", b"", b"X-Customer: ann", b"OpenHQM-Key: bob"))
+        await port.send(post(b"/a"))
+
+        assert [record.key for record in (await port.store.list()).records] == [b"bob", None]
+
+
+async def test_share_and_key_are_hot():
+    async with running(always(OK)) as app, intercepting(app.url) as port:
+        changed = Settings.model_validate({"intercept": {"percent": 0}})
+        port.ingress.apply(changed)
+        assert (await port.send(post(b"/a"))).status == 200
+        changed = Settings.model_validate({"queue": {"key": {"header": "k"}}})
+        port.ingress.apply(changed)
+        assert (await port.send(post(b"/a", b"", b"k: ann"))).status == 202
+
+        assert [record.key for record in (await port.store.list()).records] == [b"ann"]
 
 
 async def test_a_websocket_passes_even_where_all_is_queued():

@@ -4,7 +4,7 @@ import pytest
 
 from openhqm.errors import SettingsError
 from openhqm.routes import Action, Routes
-from openhqm.settings import RouteSettings
+from openhqm.settings import InterceptSettings, RouteSettings
 
 HOST = (b"Host", b"a")
 
@@ -91,3 +91,38 @@ def test_the_first_matching_rule_wins_and_brings_its_overrides():
 def test_a_regular_expression_that_bytes_cannot_match_stops_the_start():
     with pytest.raises(SettingsError, match=r"routes: match\.regex"):
         Routes([rule("queue", regex="/\\u00e9")])
+
+
+def queue_actions(**intercept: object) -> list[Action]:
+    routes = Routes(
+        [
+            rule("queue", prefix="/q", wait_seconds=3.0),
+            rule("pass", prefix="/p"),
+            rule("reject", prefix="/r"),
+        ],
+        InterceptSettings.model_validate(intercept),
+    )
+    return [routes.decide(b"POST", path, [HOST]).action for path in (b"/q", b"/p", b"/r", b"/other")]
+
+
+@pytest.mark.parametrize(
+    ("intercept", "queued"),
+    [
+        ({}, Action.QUEUE),
+        ({"percent": 1}, Action.QUEUE),
+        ({"percent": 0}, Action.PASS),
+        ({"shadow": True}, Action.SHADOW),
+        ({"shadow": True, "percent": 0}, Action.SHADOW),
+    ],
+)
+def test_shadow_and_a_share_of_nothing_change_queue_alone(
+    intercept: dict[str, object], queued: Action
+) -> None:
+    """A share between decides request by request, see test_share.py."""
+    assert queue_actions(**intercept) == [queued, Action.PASS, Action.REJECT, queued]
+
+
+def test_an_upgrade_is_not_counted_as_what_would_be_queued() -> None:
+    routes = Routes([rule("queue", prefix="/ws")], InterceptSettings(shadow=True))
+
+    assert routes.decide(b"GET", b"/ws", [HOST], upgrade=True).action is Action.PASS

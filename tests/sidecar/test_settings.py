@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from openhqm.errors import SettingsError
-from openhqm.settings import Area, RouteSettings, Settings, load
+from openhqm.settings import Area, KeySettings, Probe, RouteSettings, Settings, load
 
 DEFAULTS: dict[str, Any] = {
     "mode": "combined",
@@ -19,13 +19,17 @@ DEFAULTS: dict[str, Any] = {
     "queue.max_backlog": 1000000,
     "queue.max_bytes": 8589934592,
     "queue.max_age_seconds": 86400.0,
+    "queue.key": KeySettings(),
     "handle.keys": (),
     "store.url": "sqlite:///./openhqm-data/openhqm.db",
     "store.require_durability": "process",
+    "store.previous_url": None,
     "store.spill_bytes": 262144,
     "blobs.url": None,
     "broker.url": None,
     "routes": (),
+    "intercept.shadow": False,
+    "intercept.percent": 100,
     "ingress.host": "0.0.0.0",
     "ingress.port": 8000,
     "ingress.max_body_bytes": 67108864,
@@ -33,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
     "ingress.body_timeout_seconds": 60.0,
     "ingress.max_connections": 10_000,
     "ingress.keepalive_seconds": 75.0,
+    "ingress.hold_seconds": 0.0,
+    "ingress.max_held": 1000,
     "ingress.submit_api": None,
     "ingress.api_keys": (),
     "ingress.identity_header": "Authorization",
@@ -72,6 +78,9 @@ DEFAULTS: dict[str, Any] = {
     "health.port": 16020,
     "admin.host": "127.0.0.1",
     "admin.port": 16000,
+    "pod.token": None,
+    "pod.probes": {},
+    "pod.readiness": "proxy",
     "log.level": "info",
     "log.format": "auto",
     "log.access": "errors",
@@ -144,6 +153,10 @@ def test_stronger_sources_win_setting_by_setting(tmp_path: Path) -> None:
         ("OPENHQM_EGRESS", '{"concurrency": 3}', "egress.concurrency", 3),
         ("openhqm_egress__concurrency", "4", "egress.concurrency", 4),
         ("OPENHQM_APP__URL", "", "app.url", None),
+        ("OPENHQM_QUEUE__KEY", '{"json": "/a"}', "queue.key", KeySettings.model_validate({"json": "/a"})),
+        ("OPENHQM_POD__PROBES", '{"app": {"tcp": {"port": 80}}}', "pod.probes",
+         {"app": Probe.model_validate({"tcp": {"port": 80}})}),
+        ("OPENHQM_POD__TOKEN", "0123456789abcdef", "pod.token", "0123456789abcdef"),
     ],
 )  # fmt: skip
 def test_environment_is_read(name: str, value: str, key: str, expected: object) -> None:
@@ -246,6 +259,16 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
          "ingress.submit_api needs an ingress, but mode is egress"),
         ({"store": {"spill_bytes": 2048}, "ingress": {"max_body_bytes": 1024}},
          "store.spill_bytes must not exceed ingress.max_body_bytes"),
+        ({"store": {"url": "redis://a", "previous_url": "redis://a"}},
+         "store.previous_url is what was used before store.url; they cannot be the same"),
+        ({"queue": {"key": {"header": "a", "path": "(b)"}}},
+         "queue.key: header, cookie, path and json exclude each other"),
+        ({"intercept": {"percent": 101}}, "intercept.percent: Input should be less than or equal to 100"),
+        ({"pod": {"token": "short"}},
+         "pod.token: must be at least 16 printable ASCII characters without blanks"),
+        ({"pod": {"probes": {"app": {"tcp": {"port": 1}, "grpc": {"port": 1}}}}},
+         "pod.probes.app: give exactly one of http, tcp and grpc"),
+        ({"pod": {"probes": {"app": {"http": {"path": "/"}}}}}, "pod.probes.app.http.port: Field required"),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_in_one_line(flags: dict[str, Any], line: str) -> None:
