@@ -22,6 +22,7 @@ OpenHQMError
 │   ├── BacklogFull
 │   ├── StoreUnavailable
 │   ├── TooManyConnections
+│   ├── AppStarting             nothing was sent: the app takes no connections yet
 │   └── Draining
 ├── AppError                    a replay did not bring an answer; `retry.py` decides what follows
 │   ├── AppUnreachable          nothing was sent: burns no attempt
@@ -141,6 +142,10 @@ class StoreUnavailable(Unavailable):
 
 class TooManyConnections(Unavailable):
     """As many clients are connected as are admitted."""
+
+
+class AppStarting(Unavailable):
+    """The app takes no connections, and the request was held for it as long as may be; nothing was sent."""
 
 
 class Draining(Unavailable):

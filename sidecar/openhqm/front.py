@@ -138,6 +138,15 @@ class Front:
         """Clients held for an answer, a long poll or events."""
         return self._waiters.waiting
 
+    def held(self) -> int:
+        """Requests held until the app takes connections."""
+        return self._passthrough.held if self._passthrough is not None else 0
+
+    async def passing(self, timeout_seconds: float) -> None:
+        """Wait until what passes straight through now has ended, at most *timeout_seconds*."""
+        if self._passthrough is not None:
+            await self._passthrough.quiet(timeout_seconds)
+
     async def listen(self) -> int:
         """Take connections; returns the port.
 

@@ -1,6 +1,7 @@
 """The health port: probes for Kubernetes, metrics for Prometheus, figures for the autoscaler.
 
-Open to everyone who reaches the Pod, so it holds nothing secret and changes nothing. A dead app or
+Open to everyone who reaches the Pod, so it holds nothing secret and changes nothing, but for the hooks of
+the kubelet, which need a token (`pod.py`). A dead app or
 store does not make the Pod unready: requests are still accepted, or refused with 503 and Retry-After,
 and taking every Pod out of the Service would turn those answers into connection errors.
 """
@@ -8,7 +9,7 @@ and taking every Pod out of the Service would turn those answers into connection
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import orjson
@@ -20,11 +21,14 @@ from openhqm.stats import Phase, Stats
 EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def build_health_app(stats: Stats, exposition: Callable[[], bytes]) -> web.Application:
+def build_health_app(
+    stats: Stats, exposition: Callable[[], bytes], hooks: Iterable[web.RouteDef] = ()
+) -> web.Application:
     """Build the health server's application.
 
     Args:
         exposition: returns the metrics in Prometheus' text format 0.0.4.
+        hooks: what else is served, to the kubelet.
     """
 
     async def livez(_: web.Request) -> web.Response:
@@ -55,6 +59,7 @@ def build_health_app(stats: Stats, exposition: Callable[[], bytes]) -> web.Appli
             web.get("/startupz", startupz),
             web.get("/metrics", metrics),
             web.get("/stats", figures),
+            *hooks,
         ]
     )
     return app

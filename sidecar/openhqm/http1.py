@@ -66,6 +66,11 @@ class Client:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the app; a name is looked up anew for every connection."""
+        return self._host, self._port
+
     async def exchange(
         self,
         head: bytes,

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 import uvloop
+from aiohttp.web import Application
 
 from openhqm import logs
 from openhqm.admin import build_admin_app
@@ -38,21 +40,32 @@ from openhqm.reloading import Reloader
 from openhqm.sampling import Sampler
 from openhqm.settings import Settings
 from openhqm.settings_docs import mask_url
-from openhqm.stats import Phase, Stats
-from openhqm.storage import open_handles, open_store
+from openhqm.stats import EgressFigures, Phase, Stats
+from openhqm.storage import open_handles, open_previous, open_store
 from openhqm.stores.base import Store
 from openhqm.tallies import Tallies
 
 if TYPE_CHECKING:
     from openhqm.metrics import Metrics
+    from openhqm.pod import Pod
 
 CLOSE_SECONDS = 1.0
 """Of the drain's time, kept back for closing connections and the store."""
 
 log = structlog.get_logger("openhqm.main")
 
+AnyEgress = TypeVar("AnyEgress", bound=Egress)
 Checkpoint = Callable[[str], None]
 Exposition = Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Replays:
+    """What works off one store, and its loops by name."""
+
+    egress: Egress
+    callbacks: Callbacks
+    loops: dict[str, Coroutine[Any, Any, None]]
 
 
 def run(
@@ -98,6 +111,7 @@ class Process:
         """Who takes over hot settings."""
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._draining_since: float | None = None
         self._failed = False
 
     async def run(self) -> int:
@@ -107,7 +121,10 @@ class Process:
         async with AsyncExitStack() as stack:
             store = await open_store(self._settings)
             stack.push_async_callback(store.close)
-            await self._live(store, stack)
+            previous = await open_previous(self._settings)
+            if previous is not None:
+                stack.push_async_callback(previous.close)
+            await self._live(store, previous, stack)
         log.info("process.ended", failed=self._failed)
         return int(self._failed)
 
@@ -115,19 +132,20 @@ class Process:
         """The first signal begins the drain, the second cuts it short."""
         (self._hurry if self._stopping.is_set() else self._stopping).set()
 
-    async def _live(self, store: Store, stack: AsyncExitStack) -> None:
+    async def _live(self, store: Store, previous: Store | None, stack: AsyncExitStack) -> None:
         settings, lifecycle = self._settings, self._lifecycle
         client = _app_client(settings)
         if client is not None:
             stack.push_async_callback(client.close)
-        replays, takes_in = settings.mode != "ingress", settings.mode != "egress"
-        egress = self._build_egress(store, client) if replays else None
-        callbacks = self._build_callbacks(store) if replays else None
-        stats = Stats(store, egress, lifecycle, settings.queue.name)
         tallies = Tallies(lifecycle)
-        exposition = _exposition(tallies, egress)
+        replays = self._build_replays(store, previous, client, tallies)
+        figures = _figures(replays)
+        stats = Stats(store, figures, lifecycle, settings.queue.name)
+        stats.previous = previous
+        exposition = _exposition(tallies, figures)
         self._log_requests()
-        front = await self._build_front(store, client, stats, exposition) if takes_in else None
+        seen = _seen(store, previous)
+        front = await self._build_front(seen, previous, client, stats, exposition)
 
         sampler = Sampler(store)
         sampler.add(stats.sampled)
@@ -135,25 +153,56 @@ class Process:
         loops = {"housekeeping": Housekeeping(store, lifecycle).run(), "sampler": sampler.run()}
         if front is not None:
             sampler.add(front.drain_rate.sampled)
-            stats.waiting_clients = front.waiting_clients
-            tallies.figure("openhqm_waiting_clients", "Clients held for an answer.", front.waiting_clients)
-        if egress is not None and callbacks is not None:
-            loops |= {"egress": egress.run(), "callbacks": callbacks.run()}
+            _show(front, stats, tallies)
+        for each in replays:
+            loops |= each.loops
+        pod = self._build_pod(client, stats, front, replays)
+        if pod is not None:
+            loops["pod"] = pod.run()
         if self._reread is not None:
             loops["reloading"] = self._build_reloader(self._reread, stats).run()
 
-        await self._listen(stack, store, stats, exposition, front)
+        health_app = build_health_app(stats, exposition, pod.routes() if pod is not None else ())
+        await self._listen(stack, seen, stats, health_app, front)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._guard(name, loop), name=name) for name, loop in loops.items()]
             stats.phase = Phase.SERVING
             self._announce(store, stats)
             await self._stopping.wait()
-            stats.phase = Phase.DRAINING
-            await self._drain(front, egress, callbacks)
+            await self._drain(stats, front, replays)
             for task in tasks:
                 task.cancel()
 
-    def _build_egress(self, store: Store, client: Client | None) -> Egress:
+    def _build_replays(
+        self, store: Store, previous: Store | None, client: Client | None, tallies: Tallies
+    ) -> list[Replays]:
+        """Build what works off the store, and what finishes the previous one."""
+        if self._settings.mode == "ingress":
+            return []
+        if previous is None:
+            return [self._replays_of(store, self._build_egress(Egress, store, client), "")]
+        from openhqm.sharing import PreviousBacklog, SharingEgress
+
+        backlog = PreviousBacklog()
+        tallies.figure("openhqm_previous_backlog", "Unfinished requests in the previous store.", backlog.read)
+        sampler = Sampler(previous)
+        sampler.add(backlog.sampled)
+        egress = self._build_egress(SharingEgress, store, client)
+        finishing = self._build_egress(SharingEgress, previous, client)
+        egress.share(finishing, backlog, is_previous=False)
+        finishing.share(egress, backlog, is_previous=True)
+        finished = self._replays_of(previous, finishing, "-previous")
+        finished.loops["housekeeping-previous"] = Housekeeping(previous, self._lifecycle).run()
+        finished.loops["sampler-previous"] = sampler.run()
+        return [self._replays_of(store, egress, ""), finished]
+
+    def _replays_of(self, store: Store, egress: Egress, suffix: str) -> Replays:
+        callbacks = self._build_callbacks(store)
+        return Replays(
+            egress, callbacks, {f"egress{suffix}": egress.run(), f"callbacks{suffix}": callbacks.run()}
+        )
+
+    def _build_egress(self, made: type[AnyEgress], store: Store, client: Client | None) -> AnyEgress:
         settings = self._settings
         handlers = Handlers(
             load_handlers(),
@@ -167,7 +216,7 @@ class Process:
             forwarder = Forwarder(client, store.blobs, settings, checkpoint=self._checkpoint)
             self._hot.append(forwarder.apply)
             runners["app"] = forwarder
-        egress = Egress(
+        egress = made(
             store,
             settings,
             self._lifecycle,
@@ -195,13 +244,41 @@ class Process:
         self._hot.append(apply)
 
     async def _build_front(
-        self, store: Store, client: Client | None, stats: Stats, exposition: Exposition
-    ) -> Front:
-        handles = await open_handles(self._settings, store)
+        self,
+        store: Store,
+        previous: Store | None,
+        client: Client | None,
+        stats: Stats,
+        exposition: Exposition,
+    ) -> Front | None:
+        if self._settings.mode == "egress":
+            return None
+        handles = await open_handles(self._settings, store, previous)
         figures = Figures(stats.readiness, exposition)
         front = Front(self._settings, store, handles, client, self._lifecycle, figures)
         self._hot.append(front.apply)
         return front
+
+    def _build_pod(
+        self, client: Client | None, stats: Stats, front: Front | None, replays: Sequence[Replays]
+    ) -> Pod | None:
+        """Build the kubelet's part; only an injector asks for it."""
+        settings = self._settings
+        if settings.pod.token is None and not settings.pod.probes:
+            return None
+        from openhqm.pod import Pod
+
+        pod = Pod(
+            settings,
+            address=client.address if client is not None else None,
+            sending=[each.egress for each in replays],
+            passing=front.passing if front is not None else asyncio.sleep,
+            is_serving=lambda: stats.phase is not Phase.DRAINING,
+            end=partial(self._begin_drain, stats, front, replays),
+        )
+        self._hot.append(pod.apply)
+        stats.app_stopping = lambda: pod.is_stopped
+        return pod
 
     def _build_reloader(self, reread: Callable[[], Settings], stats: Stats) -> Reloader:
         reloader = Reloader(self._settings, reread, self._apply, self._config)
@@ -216,12 +293,11 @@ class Process:
             apply(settings)
 
     async def _listen(
-        self, stack: AsyncExitStack, store: Store, stats: Stats, exposition: Exposition, front: Front | None
+        self, stack: AsyncExitStack, store: Store, stats: Stats, health_app: Application, front: Front | None
     ) -> None:
         """Open the ports: probes first, the app's traffic last, when everything behind it is ready."""
         settings = self._settings
         health, admin = settings.health, settings.admin
-        health_app = build_health_app(stats, exposition)
         runner, stats.ports["health"] = await listen(health_app, "health", health.host, health.port)
         stack.push_async_callback(runner.cleanup)
         admin_app = build_admin_app(settings, store, stats, self._lifecycle, IdMint())
@@ -252,24 +328,37 @@ class Process:
             self._failed = True
             self._stopping.set()
 
-    async def _drain(self, front: Front | None, egress: Egress | None, callbacks: Callbacks | None) -> None:
+    def _begin_drain(self, stats: Stats, front: Front | None, replays: Sequence[Replays]) -> None:
+        """Be unready, turn held waits into 202s, take no new leases; once, however often it is asked for."""
+        if self._draining_since is not None:
+            return
+        self._draining_since = asyncio.get_running_loop().time()
+        log.info("drain.started", timeout_seconds=self._settings.drain.timeout_seconds)
+        stats.phase = Phase.DRAINING
+        for each in replays:
+            each.egress.stop_leasing()
+        if front is not None:
+            front.begin_drain()
+
+    async def _drain(self, stats: Stats, front: Front | None, replays: Sequence[Replays]) -> None:
         """End in the order that loses nothing (design R8).
 
-        Unready (the caller said so), held waits become 202s, no new leases, accept while routes move,
-        finish what is in flight or release it by R4, then close.
+        Unready, held waits become 202s, no new leases (a Pod's preStop may have said all that before us),
+        accept while routes move, finish what is in flight or release it by R4, then close.
         """
         settings = self._settings.drain
         clock = asyncio.get_running_loop().time
         deadline = clock() + settings.timeout_seconds - CLOSE_SECONDS
-        log.info("drain.started", timeout_seconds=settings.timeout_seconds)
-        if egress is not None:
-            egress.stop_leasing()
+        self._begin_drain(stats, front, replays)
+        assert self._draining_since is not None
         if front is not None:
-            front.begin_drain()
-            await self._unless_hurried(asyncio.sleep(settings.accept_seconds))
+            moved_at = self._draining_since + settings.accept_seconds
+            await self._unless_hurried(asyncio.sleep(max(moved_at - clock(), 0.0)))
+        parts: list[Front | Egress | Callbacks] = [] if front is None else [front]
+        parts += [part for each in replays for part in (each.egress, each.callbacks)]
 
         def endings(seconds: float) -> list[Coroutine[Any, Any, None]]:
-            return [part.drain(seconds) for part in (front, egress, callbacks) if part is not None]
+            return [part.drain(seconds) for part in parts]
 
         if not await self._unless_hurried(_together(endings(max(deadline - clock(), 0.0)))):
             await _together(endings(0.0))
@@ -292,7 +381,32 @@ async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     await asyncio.gather(*works)
 
 
-def _exposition(tallies: Tallies, egress: Egress | None) -> Exposition:
+def _seen(store: Store, previous: Store | None) -> Store:
+    """Return what clients and operators see."""
+    if previous is None:
+        return store
+    from openhqm.succession import Succession
+
+    return Succession(store, previous)
+
+
+def _figures(replays: Sequence[Replays]) -> EgressFigures | None:
+    """Return the figures of all replays; None where this process replays nothing."""
+    if len(replays) < 2:
+        return replays[0].egress if replays else None
+    from openhqm.sharing import Together
+
+    return Together([each.egress for each in replays])
+
+
+def _show(front: Front, stats: Stats, tallies: Tallies) -> None:
+    """Let /stats and /metrics tell of the clients that wait."""
+    stats.waiting_clients, stats.held = front.waiting_clients, front.held
+    tallies.figure("openhqm_waiting_clients", "Clients held for an answer.", front.waiting_clients)
+    tallies.figure("openhqm_held_requests", "Requests held until the app takes connections.", front.held)
+
+
+def _exposition(tallies: Tallies, egress: EgressFigures | None) -> Exposition:
     """Return what renders /metrics; its library is loaded at the first scrape."""
 
     @cache

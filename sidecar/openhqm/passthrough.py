@@ -16,6 +16,7 @@ short of its Content-Length, or with a reset.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -26,8 +27,9 @@ from aiohttp.http import WebSocketReader
 from aiohttp.web import BaseRequest
 
 from openhqm.body import next_chunk
-from openhqm.errors import AppConnectionLost, AppError
+from openhqm.errors import AppConnectionLost, AppError, AppUnreachable
 from openhqm.headers import strip_hop_by_hop
+from openhqm.holding import Holding
 from openhqm.http1 import Client, Framing, Response
 from openhqm.replies import Reply, StreamReply
 from openhqm.settings import Settings
@@ -51,8 +53,10 @@ class Passthrough:
 
     def __init__(self, client: Client, settings: Settings) -> None:
         self._client = client
+        self._holding = Holding(*client.address, settings.ingress)
         self._open: dict[Response, BaseRequest] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._one_ended = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.apply(settings)
@@ -61,6 +65,12 @@ class Passthrough:
         """Take over the hot settings: how long to wait for an answer, and for a body."""
         self._timeout_seconds = settings.egress.app_timeout_seconds
         self._body_timeout_seconds = settings.ingress.body_timeout_seconds
+        self._holding.apply(settings.ingress)
+
+    @property
+    def held(self) -> int:
+        """Requests that wait for an app which is not there yet."""
+        return self._holding.held
 
     async def handle(
         self,
@@ -81,16 +91,21 @@ class Passthrough:
 
         Raises:
             AppError: there is no head of an answer; nothing was written to the client.
+            AppStarting: the app took no connection within `ingress.hold_seconds`.
             BadRequest, BodyTimeout: the client's body is malformed or stopped coming.
         """
         if upgrade:
             head = _asking_for_upgrade(head, request)
-        response = await self._client.stream(
-            head,
-            self._outgoing(request, head, before_body),
-            timeout_seconds=self._timeout_seconds,
-            upgrade=upgrade,
-        )
+        body = self._outgoing(request, head, before_body)
+        try:
+            response = await self._send(head, body, upgrade)
+        except AppUnreachable:
+            if not self._holding.hold_seconds:
+                raise
+            try:
+                response = await self._send_when_there(request, head, body, upgrade)
+            except ConnectionError:
+                return _unwritable()
         self._watch(request, response)
         try:
             await response.arrive()
@@ -109,16 +124,42 @@ class Passthrough:
                 return _unwritable()
             raise
 
+    async def quiet(self, timeout_seconds: float) -> None:
+        """Wait until what is open now has ended, at most *timeout_seconds*: tunnels have no end."""
+        before = set(self._open)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while before & self._open.keys():
+                    self._one_ended.clear()
+                    await self._one_ended.wait()
+
     async def close(self, timeout_seconds: float) -> None:
         """Let what is open end by itself for *timeout_seconds*, then end it: tunnels have no end."""
         try:
             async with asyncio.timeout(timeout_seconds):
+                await self._holding.quiet()
                 await self._quiet.wait()
         except TimeoutError:
             for response in list(self._open):
                 response.close()
+        await self._holding.close()
 
     # -- the request ---------------------------------------------------------------------------
+
+    async def _send(self, head: bytes, body: bytes | AsyncIterator[bytes], upgrade: bool) -> Response:
+        return await self._client.stream(head, body, timeout_seconds=self._timeout_seconds, upgrade=upgrade)
+
+    async def _send_when_there(
+        self, request: BaseRequest, head: bytes, body: bytes | AsyncIterator[bytes], upgrade: bool
+    ) -> Response:
+        """Hold the request, of which nothing was sent, until the app takes connections."""
+        deadline = asyncio.get_running_loop().time() + self._holding.hold_seconds
+        while True:
+            await self._holding.wait(deadline, lambda: _has_left(request))
+            try:
+                return await self._send(head, body, upgrade)
+            except AppUnreachable:
+                continue  # the one that took our connection was not the one this request met
 
     def _outgoing(
         self, request: BaseRequest, head: bytes, before_body: BeforeBody | None
@@ -181,6 +222,7 @@ class Passthrough:
 
     def _forget(self, response: Response) -> None:
         self._open.pop(response, None)
+        self._one_ended.set()
         if not self._open:
             self._quiet.set()
 

@@ -49,6 +49,7 @@ _KINDS: dict[type[errors.OpenHQMError], Kind] = {
     errors.BacklogFull: Kind(503, "backlog-full", "The backlog is full"),
     errors.StoreUnavailable: Kind(503, "store-unavailable", "The store cannot be reached"),
     errors.TooManyConnections: Kind(503, "too-many-connections", "Too many clients are connected"),
+    errors.AppStarting: Kind(503, "app-starting", "The app is not there yet"),
     errors.Draining: Kind(503, "draining", "The process is about to exit"),
     errors.AppUnreachable: Kind(502, "app-unreachable", "The app cannot be reached"),
     errors.AppTimeout: Kind(504, "app-timeout", "The app did not answer in time"),

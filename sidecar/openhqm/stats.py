@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from openhqm import __version__
+from openhqm.errors import StoreUnavailable
 from openhqm.lifecycle import Event, Happening, Lifecycle
 from openhqm.sampling import SAMPLE_SECONDS
 from openhqm.stores.base import Counts, Lane, Store
@@ -33,7 +34,7 @@ class Phase(enum.StrEnum):
     SERVING = "serving"
     """Accepting requests."""
     DRAINING = "draining"
-    """SIGTERM came: finishing, about to exit."""
+    """SIGTERM came, or the Pod ends: finishing, about to exit."""
 
 
 class EgressFigures(Protocol):
@@ -89,6 +90,12 @@ class Stats:
         self.settings: Callable[[], str | None] = lambda: None
         """Names the settings file in force, as `Reloader.digest`."""
         """Clients held for an answer; none where this process takes nothing in (mode egress)."""
+        self.held: Callable[[], int] = lambda: 0
+        """Requests that pass straight through, held until the app is there."""
+        self.app_stopping: Callable[[], bool] = lambda: False
+        """Whether a container of the app said that it is about to end."""
+        self.previous: Store | None = None
+        """The store that is being finished (`store.previous_url`)."""
         self._store = store
         self._egress = egress
         self._queue = queue
@@ -141,11 +148,13 @@ class Stats:
         return {
             "queue": self._queue,
             "backlog": counts.backlog,
+            "previous_backlog": await self._previous_backlog(),
             "due": max(counts.queued + counts.retrying - counts.delayed, 0),
             "delayed": counts.delayed,
             "in_flight": egress.in_flight if egress else 0,
             "concurrency": egress.concurrency if egress else 0,
             "waiting_clients": self.waiting_clients(),
+            "held": self.held(),
             "oldest_age_seconds": _age_seconds(counts),
             "arrival_per_second": arrival,
             "drain_per_second": drain,
@@ -153,7 +162,9 @@ class Stats:
             "busy_seconds": round(self._busy_seconds, 3),
             "paused": counts.paused,
             "breaker": egress.breaker_state if egress else None,
+            "app_healthy": self._app_healthy(),
             "phase": self.phase,
+            "draining": self.phase is Phase.DRAINING,
             "ports": self.ports,
             "version": __version__,
             "settings": self.settings(),
@@ -163,6 +174,21 @@ class Stats:
             "callbacks": _described(callbacks),
             "events": {what.value: count for what, count in self._happened.items()},
         }
+
+    async def _previous_backlog(self) -> int | None:
+        """Unfinished requests in the previous store, 0 without one; None while it cannot be asked."""
+        if self.previous is None:
+            return 0
+        try:
+            return (await self.previous.counts()).backlog
+        except StoreUnavailable:
+            return None
+
+    def _app_healthy(self) -> bool | None:
+        """Whether requests are sent to the app, as far as it is up to the app; None where none are."""
+        if self._egress is None:
+            return None
+        return self._egress.breaker_state == "closed" and not self.app_stopping()
 
     def _about_store(self) -> dict[str, Any]:
         abilities = self._store.abilities

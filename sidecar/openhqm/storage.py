@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import secrets
 
+from pydantic import SecretStr
+
 from openhqm.errors import SettingsError
 from openhqm.handles import Handles
 from openhqm.settings import Settings
@@ -37,8 +39,7 @@ async def open_store(settings: Settings) -> Store:
         SettingsError: it must not be used as it is, or survives less than `store.require_durability`.
         StoreUnavailable: it cannot be reached.
     """
-    blobs_url = settings.blobs.url.get_secret_value() if settings.blobs.url else None
-    store = registry.create(settings.store.url.get_secret_value(), store_options(settings), blobs_url)
+    store = _create(settings, settings.store.url)
     await store.open()
     try:
         _require_durability(store.abilities.durability, settings.store.require_durability)
@@ -46,6 +47,29 @@ async def open_store(settings: Settings) -> Store:
         await store.close()
         raise
     return store
+
+
+async def open_previous(settings: Settings) -> Store | None:
+    """Open the store that was used before; None without one.
+
+    Its durability is as it is: nothing new is promised there.
+
+    Raises:
+        SettingsError, StoreUnavailable: as `open_store`.
+    """
+    if settings.store.previous_url is None:
+        return None
+    try:
+        store = _create(settings, settings.store.previous_url)
+        await store.open()
+    except SettingsError as exc:
+        raise SettingsError(f"store.previous_url: {exc}") from exc
+    return store
+
+
+def _create(settings: Settings, url: SecretStr) -> Store:
+    blobs_url = settings.blobs.url.get_secret_value() if settings.blobs.url else None
+    return registry.create(url.get_secret_value(), store_options(settings), blobs_url)
 
 
 def _require_durability(found: Durability, required: str) -> None:
@@ -57,9 +81,13 @@ def _require_durability(found: Durability, required: str) -> None:
         )
 
 
-async def open_handles(settings: Settings, store: Store) -> Handles:
-    """The signer of handles: the configured keys, or one key kept with the Store (put if absent)."""
+async def open_handles(settings: Settings, store: Store, previous: Store | None = None) -> Handles:
+    """The signer of handles: the configured keys, or one key kept with the Store (put if absent).
+
+    Handles that were signed by the previous store's key stay valid beside it.
+    """
     keys = [key.get_secret_value().encode() for key in settings.handle.keys]
     if not keys:
-        keys = [await store.secret(HANDLE_SECRET, secrets.token_bytes(HANDLE_KEY_BYTES))]
+        stores = [store] if previous is None else [store, previous]
+        keys = [await each.secret(HANDLE_SECRET, secrets.token_bytes(HANDLE_KEY_BYTES)) for each in stores]
     return Handles(keys)

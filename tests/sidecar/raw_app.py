@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -90,10 +91,12 @@ class RawApp:
 
 
 @asynccontextmanager
-async def running(behaviour: Behaviour) -> AsyncIterator[RawApp]:
-    """A RawApp on a free port of 127.0.0.1."""
+async def running(
+    behaviour: Behaviour, *, port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[RawApp]:
+    """A RawApp on 127.0.0.1, on a free port unless one is given."""
     app = RawApp(behaviour)
-    server = await asyncio.start_server(app.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(app.serve, "127.0.0.1", port, ssl=tls)
     app.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield app
