@@ -34,6 +34,10 @@ from openhqm_operator.steps import Action, Desired, Patch, TouchTemplate
 from openhqm_operator.touching import hold, is_touched_as, may_touch
 
 
+SECRET_SECONDS = 30.0
+"""How often a Secret that is missing is looked for."""
+
+
 def desired(seen: Observed) -> Desired:
     """Decide what is to be done for the AsyncProxy."""
     if seen.is_ending:
@@ -58,7 +62,9 @@ def _refused(seen: Observed, refusal: Refusal) -> Desired:
         _not_draining(),
     ]
     steps = report(seen, verdicts, status_in_force(seen), census)
-    return Desired(tuple(steps), missed=len(census.missed))
+    # Secrets are read by name, never watched: that one came is not told.
+    again = SECRET_SECONDS if refusal.reason == "SecretNotFound" else None
+    return Desired(tuple(steps), look_again_seconds=again, missed=len(census.missed))
 
 
 # --- an AsyncProxy that fits -----------------------------------------------------------------------------

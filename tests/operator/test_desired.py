@@ -197,6 +197,12 @@ def test_what_does_not_fit_is_said_and_nothing_is_changed(
     assert conditions(seen)["Ready"][:2] == ("False", reason)
 
 
+def test_a_missing_secret_is_looked_for_again_since_secrets_are_not_watched() -> None:
+    seen = observed(proxy=proxy(store={"secretRef": {"name": "mine"}}))
+
+    assert desired(reported(seen)).look_again_seconds == 30.0
+
+
 def test_the_older_of_two_is_not_hindered_by_the_younger() -> None:
     younger = proxy("younger", created="2026-11-22T11:30:00Z")
 
