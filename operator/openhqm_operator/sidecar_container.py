@@ -159,11 +159,13 @@ def _log(spec: Spec, platform: Platform) -> dict[str, str]:
 def _secrets(sidecar: Sidecar) -> list[Object]:
     store = sidecar.spec.store or Server()
     url = store.secret_ref or SecretRef(name=STORE_SECRET, key=STORE_SECRET_KEY)
-    handles = handle_secret(sidecar.proxy)
-    return [
+    variables = [
         _from_secret("OPENHQM_STORE__URL", url.name, url.key),
-        _from_secret("OPENHQM_HANDLE__KEYS", handles, HANDLE_SECRET_KEY),
+        _from_secret("OPENHQM_HANDLE__KEYS", handle_secret(sidecar.proxy), HANDLE_SECRET_KEY),
     ]
+    if previous := store.previous_secret_ref:
+        variables.append(_from_secret("OPENHQM_STORE__PREVIOUS_URL", previous.name, previous.key))
+    return variables
 
 
 def _from_secret(variable: str, secret: str, key: str) -> dict[str, Any]:

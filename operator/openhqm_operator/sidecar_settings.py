@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from openhqm.errors import SettingsError
-from openhqm.routes import QUEUED_METHODS, Routes
+from openhqm.routes import Routes
 from openhqm.settings import Settings
 from openhqm_operator.api import Route, Spec
 from openhqm_operator.names import queue_name
@@ -31,6 +31,8 @@ def problem_of(spec: Spec) -> str | None:
 
     What the API server cannot check: regular expressions, and rules across settings.
     """
+    if spec.broker is not None:
+        return "spec.broker: this version has no brokers; the store carries the backlog"
     try:
         Routes(Settings.model_validate(_settings(spec, "any")).routes)
     except ValidationError as exc:
@@ -45,23 +47,13 @@ def problem_of(spec: Spec) -> str | None:
 def _settings(spec: Spec, queue: str) -> dict[str, Any]:
     settings = spec.settings.model_dump(mode="json", exclude_none=True) if spec.settings else {}
     settings.setdefault("queue", {})["name"] = queue
-    if routes := _routes(spec):
-        settings["routes"] = routes
+    if spec.key is not None:
+        settings["queue"]["key"] = spec.key.model_dump(mode="json", exclude_none=True, by_alias=True)
+    if share := spec.intercept.model_dump(mode="json", include={"shadow", "percent"}, exclude_defaults=True):
+        settings["intercept"] = share
+    if spec.routes:
+        settings["routes"] = [_route(route) for route in spec.routes]
     return settings
-
-
-# --- routes ----------------------------------------------------------------------------------------------
-
-
-def _routes(spec: Spec) -> list[dict[str, Any]]:
-    routes = [_route(route) for route in spec.routes]
-    if not spec.intercept.shadow:
-        return routes
-    for route in routes:
-        if route["action"] == "queue":
-            route["action"] = "shadow"
-    # What the default routes would queue is counted too.
-    return [*routes, {"match": {"methods": sorted(map(bytes.decode, QUEUED_METHODS))}, "action": "shadow"}]
 
 
 def _route(route: Route) -> dict[str, Any]:

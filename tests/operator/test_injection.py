@@ -262,7 +262,7 @@ def test_the_grace_period_has_room_for_the_drain(given: int | None, drain: int, 
 
 
 def test_the_sidecar_can_read_its_environment() -> None:
-    variables = {k: v for k, v in environment(injected(legacy())).items() if "_POD__" not in k} | {
+    variables = environment(injected(legacy())) | {
         "OPENHQM_STORE__URL": "redis://store",
         "OPENHQM_HANDLE__KEYS": "a-key-of-enough-length",
     }
@@ -272,6 +272,10 @@ def test_the_sidecar_can_read_its_environment() -> None:
     assert settings.app.url == "http://127.0.0.1:8080"
     assert (settings.ingress.port, settings.health.port, settings.admin.port) == (16080, 16020, 16000)
     assert settings.queue.name == "shop.legacy"
+    assert settings.pod.token is not None
+    assert settings.pod.token.get_secret_value() == TOKEN
+    assert settings.pod.probes["app"].http is not None
+    assert settings.pod.probes["app"].http.path == "/ready?deep=1"
 
 
 def test_secrets_come_from_secrets() -> None:
@@ -286,6 +290,15 @@ def test_secrets_come_from_secrets() -> None:
         "OPENHQM_STORE__URL": {"name": "my-redis", "key": "dsn"},
         "OPENHQM_HANDLE__KEYS": {"name": "legacy-openhqm-handles", "key": "keys"},
     }
+
+
+def test_a_store_used_before_is_named_too() -> None:
+    before = {"secretRef": {"name": "new"}, "previousSecretRef": {"name": "old", "key": "dsn"}}
+
+    pod = injected(legacy(), store=before)
+
+    [previous] = [each for each in sidecar_of(pod)["env"] if each["name"] == "OPENHQM_STORE__PREVIOUS_URL"]
+    assert previous["valueFrom"]["secretKeyRef"] == {"name": "old", "key": "dsn"}
 
 
 def test_the_proxy_s_own_log_settings_win_over_the_administrator_s() -> None:

@@ -75,14 +75,19 @@ def test_routes_keep_their_order_and_conditions(read: Any) -> None:
     assert second.action == "pass"
 
 
-def test_shadow_queues_nothing_and_counts_all_that_would_be(read: Any) -> None:
-    routes = read(
-        intercept={"shadow": True},
-        routes=[{"match": {"path": "/a"}, "action": "Queue"}, {"match": {"path": "/b"}, "action": "Reject"}],
-    ).routes
+def test_shadow_and_percent_are_the_sidecar_s(read: Any) -> None:
+    assert read(intercept={"shadow": True}).intercept.shadow is True
+    assert read(intercept={"percent": 5}).intercept.percent == 5
+    assert "intercept" not in render_settings(spec(), namespace="shop", name="legacy")
 
-    assert [route.action for route in routes] == ["shadow", "reject", "shadow"]
-    assert set(routes[-1].match.methods) == {"POST", "PUT", "PATCH", "DELETE"}
+
+@pytest.mark.parametrize("place", ["header", "cookie", "path", "json"])
+def test_the_ordering_key_is_where_the_proxy_says(read: Any, place: str) -> None:
+    value = {"json": "/order/customer", "path": "^/orders/([^/]+)"}.get(place, "X-Customer")
+
+    key = read(key={place: value}).queue.key
+
+    assert key.model_dump(exclude_none=True, by_alias=True) == {place: value}
 
 
 @pytest.mark.parametrize("text", ["/${OPENHQM_STORE__URL}", "/$${HOME}", "/a${1}$", "/$"])
@@ -97,6 +102,8 @@ def test_text_is_never_expanded(read: Any, text: str) -> None:
     ("fields", "words"),
     [
         ({"routes": [{"match": {"regex": "("}, "action": "Queue"}]}, "not a regular expression"),
+        ({"key": {"path": "/no/group"}}, "queue.key.path: needs a group"),
+        ({"broker": {"secretRef": {"name": "kafka"}}}, "this version has no brokers"),
         ({"routes": [{"match": {"regex": r"\N{BULLET}"}, "action": "Queue"}]}, "matched against bytes"),
     ],
 )
