@@ -48,9 +48,10 @@ settings-docs: $(VENV)/.installed ## print docs/settings.md anew
 	$(BIN)/openhqm settings --format markdown > docs/settings.md.new
 	mv docs/settings.md.new docs/settings.md
 
-crd: $(VENV)/.installed-dev ## write crds/asyncproxies.yaml anew
+crd: $(VENV)/.installed-dev ## write crds/asyncproxies.yaml and the chart's copy anew
 	$(BIN)/python -m openhqm_operator.crd > crds/asyncproxies.yaml.new
 	mv crds/asyncproxies.yaml.new crds/asyncproxies.yaml
+	cp crds/asyncproxies.yaml charts/openhqm/files/asyncproxies.yaml
 
 lock: ## pin what a fresh resolution gives today, in constraints.txt
 	rm -rf build/lock && mkdir -p build
