@@ -33,7 +33,6 @@ from openhqm_operator.resources import SERVICES, key_of
 from openhqm_operator.steps import Action, Desired, Patch, TouchTemplate
 from openhqm_operator.touching import hold, is_touched_as, may_touch
 
-
 SECRET_SECONDS = 30.0
 """How often a Secret that is missing is looked for."""
 

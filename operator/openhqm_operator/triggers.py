@@ -36,7 +36,7 @@ _OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 
 def build_informers(kube: Kube, namespace: str | None) -> list[Informer]:
     """One informer for each resource, keeping what is needed of it."""
-    own = {"fields": f"metadata.name={namespace}"} if namespace else {}
+    own = f"metadata.name={namespace}" if namespace else ""
     return [
         Informer(kube, ASYNC_PROXIES, namespace=namespace, project=_without_managers),
         *(
@@ -48,7 +48,7 @@ def build_informers(kube: Kube, namespace: str | None) -> list[Informer]:
         Informer(kube, SERVICES, namespace=namespace),
         Informer(kube, NETWORK_POLICIES, namespace=namespace, project=_without_managers),
         Informer(kube, CONFIG_MAPS, namespace=namespace, labels=_OURS, project=_without_managers),
-        Informer(kube, NAMESPACES, project=_without_managers, **own),
+        Informer(kube, NAMESPACES, fields=own, project=_without_managers),
         Informer(kube, HORIZONTAL_POD_AUTOSCALERS, namespace=namespace, project=_without_managers),
         Informer(kube, SCALED_OBJECTS, namespace=namespace, project=_without_managers, optional=True),
     ]
