@@ -317,17 +317,15 @@ class Egress:
 
     def _told(self, held: Held) -> None:
         """The answer to a call has come, or at least its beginning, or there will be none."""
-        settlement: Settlement | None = None
+        outcome: Forwarded | Exception | None
         try:
             outcome = held.notes.call.outcome()
-            if outcome is not None:
-                settlement = self._end(held, outcome)
         except Exception as exc:
-            settlement = self._end(held, self._failed(held, exc))
-        if settlement is None:
+            outcome = self._failed(held, exc)
+        if outcome is None:
             self._dispatcher.go_on(held)
         else:
-            self._dispatcher.ended(held, settlement)
+            self._dispatcher.ended(held, self._end(held, outcome))
 
     async def attempt(self, held: Held) -> Settlement:
         """Run what `begin` left, or the rest of it, and say what to settle."""
@@ -407,9 +405,10 @@ class Egress:
         attempt: _Attempt = held.notes
         assert attempt.envelope is not None
         if attempt.envelope.target == "app" and not attempt.probe:
-            if self._breaker.state is BreakerState.OPEN:  # it opened while the lease call waited
-                return self._release(held, 0.0, reason="breaker-open")
             attempt.probe = self._breaker.started()
+            if not attempt.probe and self._breaker.state is not BreakerState.CLOSED:
+                # It opened while the lease call waited, or another call is the probe.
+                return self._release(held, 0.0, reason="breaker-open")
         return None
 
     def _failed(self, held: Held, exc: Exception) -> Exception:
@@ -420,8 +419,12 @@ class Egress:
 
     def _end(self, held: Held, outcome: Forwarded | Exception) -> Settlement:
         now = self._now()
+        duration_seconds = now - held.notes.started_at
         self._learn(held, outcome, now)
-        return self._conclude(held, outcome, now, now - held.notes.started_at)
+        try:
+            return self._conclude(held, outcome, now, duration_seconds)
+        except Exception as exc:
+            return self._conclude(held, self._failed(held, exc), now, duration_seconds)
 
     def _reason_not_to_send(self, held: Held, now: float) -> Settlement | None:
         remaining_seconds = held.remaining_seconds(now)

@@ -339,6 +339,50 @@ async def test_slots_are_filled_by_one_lease_call():
 
 
 @in_virtual_time
+async def test_slots_that_come_free_during_a_lease_call_are_leased_by_another():
+    async with Bench(0.25, egress={"concurrency": 4}) as bench:
+        lease = bench.store.lease
+        asking = []
+        asked_together = set()
+
+        async def slow_lease(limit, **more):
+            asking.append(limit)
+            asked_together.add(len(asking))
+            assert sum(asking) + bench.egress.in_flight <= 4
+            await asyncio.sleep(0.2)
+            leases = await lease(limit, **more)
+            asking.remove(limit)
+            return leases
+
+        bench.store.lease = slow_lease
+        for id in await bench.accept(2) + await bench.accept(20):
+            await bench.final(id)
+
+    assert asked_together == {1, 2}
+    assert bench.app.most_running == 4
+
+
+@in_virtual_time
+async def test_half_open_breaker_sends_one_request_whatever_lease_calls_bring():
+    async with Bench(AppUnreachable("refused"), 5.0, breaker={"failures": 1}) as bench:
+        lease = bench.store.lease
+
+        async def slow_lease(limit, **more):
+            await asyncio.sleep(0.5)
+            return await lease(limit, **more)
+
+        ids = await bench.accept()
+        await asyncio.sleep(0.1)
+        bench.store.lease = slow_lease
+        await bench.accept(20)
+        await asyncio.sleep(6.0)
+        running_while_half_open = bench.app.most_running
+        await bench.final(ids)
+
+    assert running_while_half_open == 1
+
+
+@in_virtual_time
 async def test_corrupt_envelope_is_a_dead_letter_at_once():
     async with Bench(200) as bench:
         await bench.store.accept([NewRecord(b"c" * 16, b"not an envelope", b"")])
@@ -358,6 +402,19 @@ async def test_target_that_nothing_serves_is_a_dead_letter():
 @in_virtual_time
 async def test_fault_of_ours_stops_one_request_and_not_the_queue():
     async with Bench(ZeroDivisionError("bug"), 200) as bench:
+        first = await bench.final(await bench.accept())
+        second = await bench.final(await bench.accept())
+
+    assert (first.state, first.reason) == (State.FAILED, "outcome-unknown")
+    assert second.state is State.DONE
+
+
+@in_virtual_time
+async def test_fault_of_ours_after_the_answer_does_the_same():
+    class NoReply:
+        status = 200
+
+    async with Bench(NoReply(), 200) as bench:
         first = await bench.final(await bench.accept())
         second = await bench.final(await bench.accept())
 
@@ -609,6 +666,7 @@ async def test_cancelling_the_loop_leaves_leases_to_lapse():
 
     record = await bench.record(id)
     assert (record.state, record.reason) == (State.FAILED, "outcome-unknown")
+    assert bench.app.interrupted == 1
 
 
 @in_virtual_time
