@@ -155,7 +155,7 @@ class BundledStore:
 
     async def _run(self, *command: str) -> list[str]:
         try:
-            found: list[str] = await self._client.execute_command(*command)
+            found: list[str] = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
         except redis.exceptions.ResponseError as exc:
             # The server's words may repeat an argument of SETUSER, and one of them is a password.
             told = str(exc) if "SETUSER" not in command else "see the server's log"
