@@ -30,6 +30,7 @@ from openhqm.stores.base import (
     Durability,
     Existing,
     Extension,
+    Finish,
     Lane,
     Lease,
     NewRecord,
@@ -440,8 +441,10 @@ def _request_bytes(record: NewRecord) -> int:
 
 
 def _answer_bytes(settlement: Settlement) -> int:
-    answer = getattr(settlement, "answer", None)
-    return len(answer.body) if answer is not None and isinstance(answer.body, bytes) else 0
+    if type(settlement) is not Finish or settlement.answer is None:
+        return 0
+    body = settlement.answer.body
+    return len(body) if type(body) is bytes else 0
 
 
 def _no_bytes(_item: object) -> int:
