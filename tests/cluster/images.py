@@ -88,7 +88,23 @@ class Images:
             f"--file={dockerfile}",
         ]
         self._podman("build", *options, str(context))
-        archive = cache() / f"{name}.tar"
+        return self._save(tag, cache() / f"{name}.tar")
+
+    def python(self) -> Path:
+        """Return the archive of the base image, for apps that are a script."""
+        self._prepare_base()
+        archive = cache() / "python.tar"
+        return archive if archive.exists() else self._save(PYTHON, archive)
+
+    def valkey(self, server: Path) -> Path:
+        """Build the image of the chart's Redis around the program *server*."""
+        apps = Path(__file__).parent / "apps"
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(server, Path(folder, "redis-server"))
+            shutil.copy(apps / "redis-cli", folder)
+            return self.build("valkey", apps / "valkey.Dockerfile", Path(folder))
+
+    def _save(self, tag: str, archive: Path) -> Path:
         archive.unlink(missing_ok=True)
         self._podman("save", "--quiet", "--format=oci-archive", f"--output={archive}", tag)
         return archive

@@ -27,7 +27,7 @@ from tests.cluster.control_plane import ClusterFailed
 from tests.cluster.real_node import CGROUP, CGROUP_ROOT, CNI_PLUGINS
 from tests.cluster.toolbox import Toolbox, ToolsMissing
 
-START_SECONDS = 120.0
+ROOT = Path(__file__).parents[2]
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -104,7 +104,8 @@ class RealCluster:
         Raises:
             ClusterFailed: it failed, and *check* is set.
         """
-        full = ["nsenter", "-t", str(self._inner), "--net", "--mount", "--pid", *command]
+        inside = ["nsenter", "-t", str(self._inner), "--net", "--mount", "--pid", f"--wd={ROOT}"]
+        full = [*inside, *command]
         done = subprocess.run(full, input=stdin, capture_output=True, text=True)
         if check and done.returncode:
             raise ClusterFailed(f"{' '.join(command)}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
