@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
@@ -28,9 +28,11 @@ RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
 @pytest.fixture(scope="module")
-def release(api_server: ControlPlane) -> Iterator[ControlPlane]:
+def release(api_server: ControlPlane) -> ControlPlane:
     """What of the chart matters to the hook, and the hook's own account."""
-    objects = render(namespace=SYSTEM)
+    # No injector runs here; Shop plays it.
+    values = {"webhook": {"excludedNamespaces": ["uninstall-shop"]}}
+    objects = render(values, namespace=SYSTEM)
     api_server.request("POST", "/api/v1/namespaces", {"metadata": {"name": SYSTEM}})
     webhook = find(objects, "MutatingWebhookConfiguration", f"openhqm-{SYSTEM}")
     api_server.request("POST", "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations", webhook)
@@ -39,7 +41,7 @@ def release(api_server: ControlPlane) -> Iterator[ControlPlane]:
     for obj in _rights_of_the_hook(objects):
         place = f"namespaces/{SYSTEM}/" if "namespace" in obj["metadata"] else ""
         api_server.request("POST", f"{RBAC}/{place}{obj['kind'].lower()}s", obj)
-    yield api_server
+    return api_server
 
 
 def _rights_of_the_hook(objects: list[Object]) -> list[Object]:
