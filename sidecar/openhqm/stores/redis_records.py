@@ -51,6 +51,7 @@ _NO_STRINGS_BYTES = 5
 
 # PLACE, LIFE and TERMS of common.lua; a record comes with its LIFE and TERMS.
 _META = struct.Struct(">ddBddBHIIIddddBBId")
+_ORDINARY_BYTES = _META.size + _NO_STRINGS_BYTES
 _LIFE = struct.Struct(">BHIIIdddd")
 _PLAIN = struct.Struct(f">BHIIIddddBBId{_NO_STRINGS_BYTES}x")
 _PLAIN_BATCH = struct.Struct(">dBd")
@@ -266,7 +267,7 @@ def unpack_float(packed: bytes) -> float | None:
 
 def _strings(meta: bytes) -> tuple[bytes, bytes | None, bytes | None, bytes]:
     """key, parent, replay_of, and what follows them, of a record that was not replayed."""
-    if len(meta) == _META.size + _NO_STRINGS_BYTES:
+    if len(meta) == _ORDINARY_BYTES:
         return b"", None, None, b""
     at = _META.size + 2
     end = at + int.from_bytes(meta[_META.size : at])
@@ -290,11 +291,14 @@ def unpack_leases(
 
 def _unpack_lease(id: bytes, meta: bytes, content: bytes, leased_at: float) -> Lease:
     deadline, accepted_at, flags, epoch, attempts, claims, priority = _LEASED.unpack_from(meta)
-    key, parent, _, _ = _strings(meta)
+    key, parent = None, None
+    if len(meta) > _ORDINARY_BYTES:
+        named, parent, _, _ = _strings(meta)
+        key = named if flags & _KEYED else None
     envelope, body = unpack_content(content)
     return Lease(
         id, epoch, attempts + 1, claims, envelope, body, accepted_at, deadline or None,
-        key if flags & _KEYED else None, priority, parent, leased_at,
+        key, priority, parent, leased_at,
     )  # fmt: skip
 
 
