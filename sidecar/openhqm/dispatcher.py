@@ -8,7 +8,7 @@ attempt, and learn what was committed. Long-lived coroutines, two of each but th
     renew: extends every held lease in one batch, stops calls that are cancelled or lost
 
 Two, so that what comes in during one call waits for nothing but the store: it shares the next commit
-instead of the one after (62 instead of 50 records per commit of SQLite, 7 % of the time of a drain).
+instead of the one after (62 instead of 50 records per commit of SQLite, 5 % of the time of a drain).
 
 An attempt goes the short way (`Worker.begin`: calls from the event loop drive it) or, when it must
 wait for more than the app's answer, the long way: a task that awaits `Worker.attempt`. The short way

@@ -40,7 +40,9 @@ milliseconds only, and its pages stay in memory until COMMIT."""
 GATHERING_TURNS = 3
 """Turns of the event loop between results and the next transaction: what is asked meanwhile shares
 the commit. With three, a lease and the settlements of the tick share one: half the commits of a drain,
-and 75 instead of 95 us of CPU per request. What a crash can leave unknown is bounded elsewhere, by
+and 75 instead of 95 us of CPU per request. With two, one half of the slots works while the commit of the
+other is under way, and a drain takes no less time: what the wait hides, twice the commits and two threads
+that want the GIL cost again. What a crash can leave unknown is bounded elsewhere, by
 what `dispatcher.py` holds."""
 
 CHECKPOINT_BYTES = 8 * 1024 * 1024
