@@ -12,7 +12,6 @@ first sent before the change is new to the store in use.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 
 from openhqm.stores.base import (
     CURSOR_BYTES,
@@ -37,12 +36,12 @@ from openhqm.stores.base import (
     Want,
 )
 
-_IN_PREVIOUS = 1 << 62
-"""Marks a cursor of the previous store; stores count records, and never that far."""
+_IN_USE = 1 << 62
+"""Marks a cursor of the store in use; stores count records, and never that far."""
 
 
 class Succession:
-    """A Store made of two, both open. Closing it closes neither."""
+    """A Store made of two that are open already."""
 
     def __init__(self, store: Store, previous: Store) -> None:
         self.abilities = store.abilities
@@ -54,7 +53,8 @@ class Succession:
         """Nothing: both stores are open."""
 
     async def close(self) -> None:
-        """Nothing: who opened the stores closes them."""
+        await self._previous.close()
+        await self._store.close()
 
     # of the store in use
 
@@ -121,17 +121,19 @@ class Succession:
     ) -> Page:
         """Records of the previous store first: they are the older ones."""
         number = int.from_bytes(cursor, "big")
-        if cursor and not number & _IN_PREVIOUS:
-            return await self._store.list(states=states, lane=lane, cursor=cursor, limit=limit, want=want)
-        older = _cursor(number & ~_IN_PREVIOUS) if cursor else b""
-        page = await self._previous.list(states=states, lane=lane, cursor=older, limit=limit, want=want)
-        if page.cursor:
-            return replace(page, cursor=_cursor(int.from_bytes(page.cursor, "big") | _IN_PREVIOUS))
-        left = limit - len(page.records)
-        if not left:
-            return replace(page, cursor=_cursor(0))
-        newer = await self._store.list(states=states, lane=lane, limit=left, want=want)
-        return Page([*page.records, *newer.records], newer.cursor)
+        records: Sequence[Record] = ()
+        if not number & _IN_USE:
+            older = await self._previous.list(states=states, lane=lane, cursor=cursor, limit=limit, want=want)
+            if older.cursor:
+                return older
+            records = older.records
+        if len(records) == limit:
+            return Page(records, _cursor(_IN_USE))
+        after = _cursor(number & ~_IN_USE) if number & _IN_USE else b""
+        newer = await self._store.list(
+            states=states, lane=lane, cursor=after, limit=limit - len(records), want=want
+        )
+        return Page([*records, *newer.records], newer.cursor and _marked(newer.cursor))
 
     async def replay(self, replays: Sequence[Replay]) -> Sequence[bool]:
         done = list(await self._store.replay(replays))
@@ -180,3 +182,7 @@ class _BothBlobs:
 
 def _cursor(number: int) -> bytes:
     return number.to_bytes(CURSOR_BYTES, "big")
+
+
+def _marked(cursor: bytes) -> bytes:
+    return _cursor(int.from_bytes(cursor, "big") | _IN_USE)

@@ -55,6 +55,7 @@ class Intercept:
     server: Server
     events: list[Event] = field(default_factory=list)
     submitter: Submitter | None = None
+    passthrough: Passthrough | None = None
 
     async def connect(self) -> Connection:
         """Open a client connection."""
@@ -255,6 +256,7 @@ async def intercepting(
             server,
             events,
             submitter,
+            passthrough,
         )
     finally:
         listener.close()

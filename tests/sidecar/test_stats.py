@@ -124,3 +124,59 @@ async def test_readiness_tells_that_the_store_is_away_and_stays_ready(store: Mem
         "breaker": "open",
     }
     assert stats.readiness()["store"]["reachable"] is True
+
+
+async def test_a_gateway_tells_whom_it_holds(store: MemoryStore) -> None:
+    stats = Stats(store, None, Lifecycle())
+    stats.held = lambda: 7
+
+    figures = await stats.read()
+
+    assert (figures["held"], figures["app_healthy"], figures["in_flight"]) == (7, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("breaker", "stopping", "healthy"),
+    [
+        ("closed", False, True),
+        ("half-open", False, False),
+        ("open", False, False),
+        ("closed", True, False),
+    ],
+)
+async def test_the_app_is_healthy_while_requests_are_sent_to_it(
+    store: MemoryStore, breaker: str, stopping: bool, healthy: bool
+) -> None:
+    stats = Stats(store, Egress(breaker_state=breaker), Lifecycle())
+    stats.app_stopping = lambda: stopping
+
+    assert (await stats.read())["app_healthy"] is healthy
+
+
+@pytest.mark.parametrize(
+    ("phase", "draining"), [(Phase.STARTING, False), (Phase.SERVING, False), (Phase.DRAINING, True)]
+)
+async def test_draining_is_said(store: MemoryStore, phase: Phase, draining: bool) -> None:
+    stats = Stats(store, None, Lifecycle())
+    stats.phase = phase
+
+    assert (await stats.read())["draining"] is draining
+
+
+async def test_what_the_previous_store_holds_is_counted_apart_and_exactly(store: MemoryStore) -> None:
+    previous = MemoryStore(Options())
+    await previous.open()
+    await accept(store, 2)
+    await accept(previous, 3)
+    stats = Stats(store, Egress(), Lifecycle())
+    before = await stats.read()
+    stats.previous = previous
+
+    both = await stats.read()
+    await finish_one(previous)
+    later = await stats.read()
+    await previous.close()
+    away = await stats.read()
+
+    assert [figures["previous_backlog"] for figures in (before, both, later, away)] == [0, 3, 2, None]
+    assert {figures["backlog"] for figures in (before, both, later, away)} == {2}
