@@ -34,6 +34,8 @@ NOT_TO_SERVE = {
     *("typer", "rich", "pydantic_settings"),  # read command lines and variables
     *("yaml", "prometheus_client", "difflib"),  # until there is a file, a scrape, a mistake
     *("openhqm.submit", "openhqm.submit_models", "openhqm.original_api"),  # off in front of an app
+    *("openhqm.pod", "openhqm.app_probes", "openhqm.grpc_health"),  # an injector asks for them
+    *("openhqm.sharing", "openhqm.succession"),  # with a previous store
     *HEAVY,
 }
 

@@ -685,3 +685,51 @@ async def test_closing_ends_what_would_not_end_by_itself() -> None:
         assert await asyncio.wait_for(tunnel.rest(), 5) == b""
         assert await asyncio.wait_for(stream.rest(), 5) == b""
         await asyncio.wait_for(app.quiet(), 5)
+
+
+# --- waiting for what is open ---------------------------------------------------------------------------
+
+
+async def test_waiting_for_quiet_is_for_what_is_open_now() -> None:
+    """Requests keep coming while an app is about to be ended; waiting for those would have no end."""
+    go_on = asyncio.Event()
+
+    async def slow(peer: Peer) -> None:
+        first = await peer.request()
+        if b"/first" in first:
+            await go_on.wait()
+            await peer.send(LINE + b"Content-Length: 0\r\n\r\n")
+        else:
+            await asyncio.Event().wait()
+
+    async with passing(slow) as (app, proxy):
+        first = await proxy.call(b"GET /first HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+        while not app.requests:
+            await asyncio.sleep(0)
+        quiet = asyncio.create_task(proxy.passthrough.quiet(30))
+        await proxy.call(b"GET /later HTTP/1.1\r\nHost: app\r\n\r\n")
+        while len(app.requests) < 2:
+            await asyncio.sleep(0)
+        assert not quiet.done()
+        go_on.set()
+
+        await asyncio.wait_for(quiet, 5)
+        await first.rest()
+
+
+async def test_waiting_for_quiet_does_not_wait_for_tunnels_to_end() -> None:
+    async def upgrade(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.send(SWITCHING)
+        await asyncio.Event().wait()
+
+    async with passing(upgrade) as (_, proxy):
+        caller = await proxy.call(UPGRADE)
+        await caller.reader.readuntil(b"\r\n\r\n")
+
+        await asyncio.wait_for(proxy.passthrough.quiet(0.05), 5)
+
+
+async def test_nothing_open_is_quiet() -> None:
+    async with passing(always()) as (_, proxy):
+        await asyncio.wait_for(proxy.passthrough.quiet(30), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -268,6 +269,17 @@ async def until(looks: asyncio.Queue[bool], wanted: bool) -> None:
     async with asyncio.timeout(5):
         while await looks.get() is not wanted:
             pass
+
+
+async def test_the_hook_gives_routes_their_time_to_move() -> None:
+    """What passes straight through still comes for a moment, and needs the app."""
+    async with scene() as pod:
+        drain = {"accept_seconds": 0.15, "timeout_seconds": 7.0}
+        pod.pod.apply(Settings.model_validate({"drain": drain}))
+        began = time.monotonic()
+
+        assert await pod.stopping() == 200
+        assert time.monotonic() - began >= 0.15
 
 
 async def test_leasing_goes_on_when_the_app_is_back(looks: asyncio.Queue[bool]) -> None:
