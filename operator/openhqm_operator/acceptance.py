@@ -22,7 +22,7 @@ from openhqm_operator.plan import AppPort, NotInjectable, check_pod, config_hash
 from openhqm_operator.resources import Object
 from openhqm_operator.sidecar_settings import problem_of
 
-_EMBEDDED = ("sqlite", "memory")
+EMBEDDED = ("sqlite", "memory")
 """Schemes of stores inside the sidecar's process."""
 
 
@@ -189,7 +189,7 @@ def _check_store(seen: Observed, spec: Spec, target: Object) -> None:
             )
         return
     scheme = seen.secrets[reference.name][reference.key]
-    if scheme in _EMBEDDED:
+    if scheme in EMBEDDED:
         _check_embedded(scheme, spec, target)
 
 

@@ -56,6 +56,7 @@ from openhqm_operator.scale_modes import (
 from openhqm_operator.scaling_scene import Scene, count_pods, hold, is_living, obstacle, verdict_on
 from openhqm_operator.schedules import Bounds, ScheduleInvalid, bounds_at
 from openhqm_operator.sidecar_stats import SidecarStats
+from openhqm_operator.steps import Sleep
 
 TICK_SECONDS = 2.0
 
@@ -77,12 +78,14 @@ class Powers:
     Args:
         has_external_metrics: our metrics API is registered, so HPAs can read our number.
         keda_url: where KEDA reads it, without a slash at the end.
-        may_sleep: whether a gateway has taken over for a workload, so that it may go to zero.
+        sleep: whether a gateway has taken over for a workload, so that it may go to zero, or why never.
+        tell_sleepy: told when a workload begins or ceases to want to go to zero.
     """
 
     has_external_metrics: bool = False
     keda_url: str = ""
-    may_sleep: Callable[[Key], bool] = lambda key: False
+    sleep: Callable[[Key], Sleep] = lambda key: Sleep()
+    tell_sleepy: Callable[[Key], None] = lambda key: None
 
 
 @dataclass(slots=True)
@@ -197,7 +200,7 @@ class Autoscaler:
         if problem is None:
             problem = await self._scale(key, scene, track)
         else:
-            track.wants_sleep = False
+            self._note_sleepiness(key, track, is_sleepy=False)
             self.decisions.pop(key, None)
         if problem is not None:
             await self._report(scene, track, problem)
@@ -241,7 +244,7 @@ class Autoscaler:
         await self._measure(scene, track)
         decision = self._decide(key, scene, track, bounds)
         held = hold(scene.target) if scene.target is not None else None
-        verdict = held or verdict_on(decision.reason)
+        verdict = held or _about_sleep(self._powers.sleep(key), decision) or verdict_on(decision.reason)
         if decision.reason is Reason.NO_FIGURES and not self._is_unreachable(track):
             verdict = find(scene.proxy, ConditionType.AUTOSCALING_ACTIVE) or verdict_on(Reason.SCALING)
         wanted = scene.replicas if held else decision.replicas
@@ -262,12 +265,27 @@ class Autoscaler:
         load = track.series.load() if track.figures else None
         decision = decide(load, scene.scaling, bounds, track.state, replicas=scene.replicas, at=at)
         track.state = decision.state
-        track.wants_sleep = decision.replicas == 0
-        if track.wants_sleep and scene.replicas > 0 and not self._powers.may_sleep(key):
-            decision = Decision(1, decision.reason, decision.message, decision.state)
+        self._note_sleepiness(key, track, is_sleepy=decision.replicas == 0)
+        if track.wants_sleep and not self._may_be_at_zero(key, scene, track):
+            decision = Decision(1, decision.reason, _why_awake(scene, decision), decision.state)
         self._tell_saturation(key, scene, decision)
         self.decisions[key] = decision
         return decision
+
+    def _note_sleepiness(self, key: Key, track: _Track, *, is_sleepy: bool) -> None:
+        if track.wants_sleep is not is_sleepy:
+            track.wants_sleep = is_sleepy
+            self._powers.tell_sleepy(key)
+
+    def _may_be_at_zero(self, key: Key, scene: Scene, track: _Track) -> bool:
+        """Whether a workload may go to zero, or stay there.
+
+        One that is there stays while its gateway is made anew; not while nobody can say what it holds.
+        """
+        sleep = self._powers.sleep(key)
+        if scene.replicas > 0:
+            return sleep.may
+        return not sleep.reason and (bool(track.figures) or not self._is_unreachable(track))
 
     def _is_unreachable(self, track: _Track) -> bool:
         return track.heard_at is None or self._clock() - track.heard_at >= UNREACHABLE_SECONDS
@@ -419,6 +437,19 @@ class Autoscaler:
             self._events.post(
                 scene.proxy, Reason.SATURATED, decision.message, action="Scale", is_warning=True
             )
+
+
+def _why_awake(scene: Scene, decision: Decision) -> str:
+    if scene.replicas > 0:
+        return f"1 replica, as no gateway stands in; otherwise {decision.message}"
+    return "1 replica, as no gateway stands in that says whether anybody waits"
+
+
+def _about_sleep(sleep: Sleep, decision: Decision) -> Verdict | None:
+    """Why the workload is not scaled as asked for, if it never may go to zero."""
+    if not sleep.reason or decision.is_held:
+        return None
+    return Verdict.no(ConditionType.AUTOSCALING_ACTIVE, sleep.reason, sleep.message)
 
 
 def _original(scene: Scene, track: _Track) -> int | None:

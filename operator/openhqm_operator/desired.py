@@ -8,6 +8,7 @@ decides anew. So the order carries the promises:
     finalizer      before anything that it has to undo
     status, settings, Secrets      before the template asks for Pods that need them
     template       before Services lead to the sidecars in its Pods; at the end the other way round
+    gateway        in the Services before the workload goes to zero, and until it serves (`standing_in.py`)
 
 `acceptance.py` says whether the spec fits, `injection_state.py` what the Pods are like, `touching.py` when
 the template may be changed, `ending.py` what happens once the AsyncProxy is deleted, `report.py` what is
@@ -17,6 +18,7 @@ told; `reconcile.py` takes the steps.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from openhqm_operator import names
 from openhqm_operator.acceptance import Plan, Refusal, judge
@@ -30,7 +32,8 @@ from openhqm_operator.interception import Blocked, Choice, may_switch, switching
 from openhqm_operator.observe import Observed
 from openhqm_operator.report import about_store, hash_in_force, report, status_in_force
 from openhqm_operator.resources import SERVICES, key_of
-from openhqm_operator.steps import Action, Desired, Patch, TouchTemplate
+from openhqm_operator.standing_in import stand_in
+from openhqm_operator.steps import Action, Desired, Patch, TouchTemplate, earliest
 from openhqm_operator.touching import hold, is_touched_as, may_touch
 
 SECRET_SECONDS = 30.0
@@ -44,8 +47,19 @@ def desired(seen: Observed) -> Desired:
     try:
         plan = judge(seen)
     except Refusal as exc:
-        return _refused(seen, exc)
+        return _with_gateway(seen, None, _refused(seen, exc))
     return _wanted(seen, plan)
+
+
+def _with_gateway(seen: Observed, plan: Plan | None, wanted: Desired) -> Desired:
+    """Add what is to be done about the gateway; without a *plan* it only goes on until the app serves."""
+    standing = stand_in(seen, plan)
+    return replace(
+        wanted,
+        steps=(*wanted.steps, *standing.steps),
+        look_again_seconds=earliest(wanted.look_again_seconds, standing.look_again_seconds),
+        sleep=standing.sleep,
+    )
 
 
 # --- an AsyncProxy that does not fit ---------------------------------------------------------------------
@@ -72,7 +86,7 @@ def _refused(seen: Observed, refusal: Refusal) -> Desired:
 def _wanted(seen: Observed, plan: Plan) -> Desired:
     assert seen.target is not None
     if isinstance(plan.way, Blocked) or plan.hash is None:
-        return _blocked(seen, plan)
+        return _with_gateway(seen, None, _blocked(seen, plan))
     census = count(seen, plan.hash)
     is_due, held = may_touch(seen, plan)
     verdicts = [
@@ -91,7 +105,7 @@ def _wanted(seen: Observed, plan: Plan) -> Desired:
         steps.append(TouchTemplate(seen.target, names.label_value(seen.name), plan.hash))
     elif is_rolled_out(seen, census):
         steps += _lead_services(seen, plan)
-    return Desired(tuple(steps), missed=len(census.missed))
+    return _with_gateway(seen, plan, Desired(tuple(steps), missed=len(census.missed)))
 
 
 def _blocked(seen: Observed, plan: Plan) -> Desired:

@@ -14,7 +14,8 @@ from openhqm_operator.ejection import Drainage, Ejection, Scene, Step, decide
 from openhqm_operator.injection_state import Census, count, hindrance
 from openhqm_operator.observe import Observed, annotations_of
 from openhqm_operator.report import about_store, hash_in_force, report, status_in_force
-from openhqm_operator.steps import Action, Desired, Patch, SetReplicas, Tell, TouchTemplate
+from openhqm_operator.standing_in import Standing, stand_in
+from openhqm_operator.steps import Action, Desired, Patch, SetReplicas, Tell, TouchTemplate, earliest
 from openhqm_operator.touching import digest_of_template, hold
 
 
@@ -24,9 +25,10 @@ def ending(seen: Observed) -> Desired:
         return Desired()  # let go; it waits for somebody else
     settings = _passing_settings(seen)
     census = count(seen, hash_in_force(seen))
-    ejection = decide(_scene(seen, settings, census))
+    standing = stand_in(seen, None, is_forced=seen.is_forced)
+    ejection = _in_turn(decide(_scene(seen, settings, census)), standing)
     if ejection.step is Step.FINISH:
-        return Desired((*restore_services(seen), *_note(seen, ejection), _let_go(seen)))
+        return Desired((*restore_services(seen), *_note(seen, ejection), *standing.steps, _let_go(seen)))
     verdicts = [
         Verdict.yes(ConditionType.ACCEPTED, "Accepted", "This AsyncProxy is being deleted."),
         Verdict.no(ConditionType.INJECTED, "Ejecting", "The sidecar is on its way out."),
@@ -39,9 +41,21 @@ def ending(seen: Observed) -> Desired:
     if seen.target is not None and ejection.step is Step.DRAIN and _waits_for_deploy(seen):
         steps += hold(seen, digest_of_template(seen.target))
     steps += report(seen, verdicts, status_in_force(seen), census)
+    steps += standing.steps
     if ejection.step is Step.REMOVE:
         steps += _remove(seen)
-    return Desired(tuple(steps), look_again_seconds=ejection.look_again_seconds)
+    again = earliest(ejection.look_again_seconds, standing.look_again_seconds)
+    return Desired(tuple(steps), look_again_seconds=again)
+
+
+def _in_turn(ejection: Ejection, standing: Standing) -> Ejection:
+    """A workload at zero wakes, and serves by itself again, before anything is taken away from it."""
+    if standing.is_out or ejection.step is Step.DRAIN:
+        return ejection
+    verdict = Verdict.yes(
+        ConditionType.DRAINING, "Waking", "The workload is to serve without its gateway first."
+    )
+    return Ejection(Step.DRAIN, verdict)
 
 
 def _passing_settings(seen: Observed) -> str | None:

@@ -214,15 +214,16 @@ def _cutting(policies: Iterable[Object], port: AppPort, *, is_named: bool) -> st
         for rule in policy["spec"].get("ingress") or ()
     ]
     name = port.name if is_named else None
-    if any(not rule.get("from") and _lets(rule, INTERCEPT_PORT, name) for _, rule in rules):
+    if any(not rule.get("from") and lets(rule, INTERCEPT_PORT, name) for _, rule in rules):
         return None
     for policy, rule in rules:
-        if _lets(rule, port.number, port.name) and not _lets(rule, INTERCEPT_PORT, name):
+        if lets(rule, port.number, port.name) and not lets(rule, INTERCEPT_PORT, name):
             return str(policy)
     return None
 
 
-def _lets(rule: Mapping[str, Any], number: int, name: str | None) -> bool:
+def lets(rule: Mapping[str, Any], number: int, name: str | None) -> bool:
+    """Whether a rule of a NetworkPolicy is about this port."""
     ports = rule.get("ports")
     return not ports or any(_covers(port, number, name) for port in ports)
 

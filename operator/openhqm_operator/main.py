@@ -54,6 +54,7 @@ from openhqm_operator.reconcile import Reconciler, Work
 from openhqm_operator.resources import ASYNC_PROXIES, PODS
 from openhqm_operator.sidecar_stats import SidecarStats
 from openhqm_operator.sidecars import SidecarWatch
+from openhqm_operator.steps import Sleep
 from openhqm_operator.stores import BundledStore, BundledStoreUnusable
 from openhqm_operator.triggers import Triggers, build_informers, caches_of
 from openhqm_operator.watching import Informer
@@ -97,7 +98,9 @@ class Process:
             lease = (settings.lease.namespace, settings.lease.name)
             election = Election(reading, lease, identity=self._identity)
             writing = await stack.enter_async_context(Kube(self._login, fence=election.check))
-            informers = build_informers(reading, settings.namespace)
+            informers = build_informers(
+                reading, settings.namespace, has_gateways=settings.gateway is not None
+            )
             leader = Leader(settings, writing, caches_of(informers), self._identity)
             stack.push_async_callback(leader.close)
             leader.triggers.listen(informers)
@@ -206,13 +209,21 @@ class Leader:
         self.queue: WorkQueue[Work] = WorkQueue(self._look, workers=settings.workers)
         self.triggers = Triggers(caches, self._add)
         self.sidecars = SidecarWatch(caches[ASYNC_PROXIES], caches[PODS], self.triggers.proxy)
-        options = Options(has_bundled_store=settings.store is not None, pod_security=settings.pod_security)
-        observer = Observer(kube, caches, self.sidecars, options)
+        options = Options(
+            has_bundled_store=settings.store is not None,
+            pod_security=settings.pod_security,
+            gateway=settings.gateway,
+        )
+        observer = Observer(
+            kube, caches, self.sidecars, options, wants_sleep=lambda key: self.autoscaler.wants_sleep(key)
+        )
         mint = self._store.mint if self._store else None
         self.reconciler = Reconciler(kube, observer, self.events.post, mint)
         powers = Powers(
             has_external_metrics=settings.metrics_api is not None,
             keda_url=settings.keda.url if settings.keda else "",
+            sleep=lambda key: self.reconciler.sleeps.get(key, Sleep()),
+            tell_sleepy=self.triggers.proxy,
         )
         self.autoscaler = Autoscaler(kube, caches, SidecarStats(), self.events, powers)
         self._is_leading = False

@@ -18,14 +18,19 @@ from typing import Any, Protocol
 from openhqm_operator import names
 from openhqm_operator.annotations import is_forced
 from openhqm_operator.cache import Cache
+from openhqm_operator.gateway import deployment_name, is_ready, pod_labels, service_name
 from openhqm_operator.interception import proxy_served
 from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import NotFound
+from openhqm_operator.platform_settings import Platform
 from openhqm_operator.resources import (
     ASYNC_PROXIES,
     CONFIG_MAPS,
+    DEPLOYMENTS,
+    ENDPOINT_SLICES,
     NAMESPACES,
     NETWORK_POLICIES,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     SECRETS,
     SERVICES,
@@ -46,10 +51,12 @@ class Options:
     Args:
         has_bundled_store: a proxy without a store gets the Redis that the chart brings along.
         pod_security: level enforced in namespaces that say nothing.
+        gateway: how gateways run; None: there are none, and no workload goes to zero.
     """
 
     has_bundled_store: bool = True
     pod_security: str = "privileged"
+    gateway: Platform | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +83,39 @@ class Sidecars(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class GatewaySeen:
+    """What there is of a proxy's gateway.
+
+    Args:
+        slices: its endpoints in Services.
+        policies: NetworkPolicies that select its Pods.
+        served: names of Services with ready endpoints of the app's own; looked at only while the gateway is
+            in them and one of the app's Pods is Ready.
+    """
+
+    deployment: Object | None = None
+    service: Object | None = None
+    budget: Object | None = None
+    slices: tuple[Object, ...] = ()
+    pods: tuple[Object, ...] = ()
+    policies: tuple[Object, ...] = ()
+    served: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """All that a decision is made on.
 
     Args:
         target: the workload the AsyncProxy names; None if there is none.
         siblings: other AsyncProxies with the same target.
-        pods: Pods that carry the AsyncProxy's label.
-        services: those that select the Pods, and those that were switched for the AsyncProxy.
+        pods: Pods that carry the AsyncProxy's label, without the gateway's.
+        services: those that select the Pods, and those that were switched for the AsyncProxy; not ours.
         shared: names of Services that select Pods of another workload too -> that workload.
         policies: NetworkPolicies that select the Pods.
         secrets: name -> key -> scheme of its URL; a name that is missing is a Secret that is missing.
         settings_map: the ConfigMap with the settings, None if there is none.
+        wants_sleep: the autoscaler finds the workload idle for long enough to go to zero.
     """
 
     proxy: Object
@@ -103,6 +131,8 @@ class Observed:
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     settings_map: Object | None = None
     told: Told = Told()
+    gateway: GatewaySeen = GatewaySeen()
+    wants_sleep: bool = False
 
     @property
     def name(self) -> str:
@@ -140,7 +170,8 @@ class Caches(dict[Resource, Cache]):
         self[ASYNC_PROXIES].add_index("target", _target_of)
         for resource in (ASYNC_PROXIES, NETWORK_POLICIES):
             self[resource].add_index("namespace", _namespace_of)
-        self[PODS].add_index("proxy", _proxy_of)
+        for resource in {PODS, ENDPOINT_SLICES} & self.keys():
+            self[resource].add_index("proxy", _proxy_of)
         # A namespace may hold thousands: Services and workloads find each other by labels.
         self[SERVICES].add_index("selects", _first_selected)
         self[SERVICES].add_index("switched for", _switched_for)
@@ -171,6 +202,7 @@ class Observer:
     Args:
         kube: for Secrets, by name, and for an AsyncProxy as it is this very moment.
         clock: now, aware.
+        wants_sleep: asks the autoscaler; `Autoscaler.wants_sleep`.
     """
 
     def __init__(
@@ -180,12 +212,14 @@ class Observer:
         sidecars: Sidecars,
         options: Options,
         clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+        wants_sleep: Callable[[Key], bool] = lambda key: False,
     ) -> None:
         self._kube = kube
         self._caches = caches
         self._sidecars = sidecars
         self._options = options
         self._clock = clock
+        self._wants_sleep = wants_sleep
 
     async def look(self, key: Key, *, fresh: bool = False) -> Observed | None:
         """Return what is known; None if there is no such AsyncProxy.
@@ -203,13 +237,14 @@ class Observer:
         target = self.target(key.namespace, reference["kind"], reference["name"])
         labels = template_labels_of(target) if target is not None else {}
         services = self._services(key, labels)
+        ours, pods = self._pods(key)
         return Observed(
             proxy=proxy,
             target=target,
             now=self._clock(),
             options=self._options,
             siblings=self._siblings(key, proxy),
-            pods=tuple(self._caches[PODS].by("proxy", (key.namespace, names.label_value(key.name)))),
+            pods=pods,
             services=services,
             shared=self._shared(services, target),
             policies=self._policies(key.namespace, labels),
@@ -217,6 +252,8 @@ class Observer:
             secrets=await self._secrets(proxy),
             settings_map=self._caches[CONFIG_MAPS].get((key.namespace, names.settings_map(key.name))),
             told=self._sidecars.told(key),
+            gateway=await self._gateway(key, ours, pods),
+            wants_sleep=self._wants_sleep(key),
         )
 
     def target(self, namespace: str, kind: str, name: str) -> Object | None:
@@ -246,7 +283,43 @@ class Observer:
     def _services(self, key: Key, labels: Mapping[str, str]) -> tuple[Object, ...]:
         found = self._caches.selecting(key.namespace, labels)
         switched = self._caches[SERVICES].by("switched for", key)
-        return (*found, *(service for service in switched if service not in found))
+        theirs = (*found, *(service for service in switched if service not in found))
+        return tuple(service for service in theirs if not is_ours(service))
+
+    def _pods(self, key: Key) -> tuple[tuple[Object, ...], tuple[Object, ...]]:
+        """Pods of the gateway, and of the app."""
+        pods = self._caches[PODS].by("proxy", (key.namespace, names.label_value(key.name)))
+        gateways = tuple(pod for pod in pods if is_ours(pod))
+        return gateways, tuple(pod for pod in pods if not is_ours(pod))
+
+    async def _gateway(self, key: Key, pods: tuple[Object, ...], app_pods: tuple[Object, ...]) -> GatewaySeen:
+        if self._options.gateway is None:
+            return GatewaySeen()  # nor is what it is made of watched
+        namespace, name = key
+        about = (namespace, names.label_value(name))
+        slices = tuple(self._caches[ENDPOINT_SLICES].by("proxy", about))
+        deployment = self._caches[DEPLOYMENTS].get((namespace, deployment_name(name)))
+        service = self._caches[SERVICES].get((namespace, service_name(name)))
+        return GatewaySeen(
+            deployment=deployment if deployment is None or is_ours(deployment) else None,
+            service=service if service is None or is_ours(service) else None,
+            budget=self._caches[POD_DISRUPTION_BUDGETS].get((namespace, deployment_name(name))),
+            slices=slices,
+            pods=pods,
+            policies=self._policies(namespace, pod_labels(name)),
+            served=await self._served(namespace, slices) if any(map(is_ready, app_pods)) else frozenset(),
+        )
+
+    async def _served(self, namespace: str, joined: Iterable[Object]) -> frozenset[str]:
+        """Services the gateway is in that have ready endpoints beside it."""
+        wanted = {one["metadata"]["labels"][names.SERVICE_NAME_LABEL] for one in joined}
+        served = set()
+        for service in sorted(wanted):
+            selector = f"{names.SERVICE_NAME_LABEL}={service}"
+            slices = (await self._kube.list(ENDPOINT_SLICES, namespace, labels=selector)).items
+            if any(_has_ready(one) for one in slices if not is_ours(one)):
+                served.add(service)
+        return frozenset(served)
 
     def _shared(self, services: Iterable[Object], target: Object | None) -> dict[str, str]:
         shared = {}
@@ -296,6 +369,20 @@ def _scheme(encoded: str) -> str:
         return ""
     is_scheme = bool(colon) and len(scheme) <= 32 and scheme.replace("+", "").isalnum()
     return scheme if is_scheme else ""
+
+
+def _has_ready(endpoint_slice: Mapping[str, Any]) -> bool:
+    """Source: discovery/v1: an unknown readiness counts as ready."""
+    return bool(endpoint_slice.get("ports")) and any(
+        (endpoint.get("conditions") or {}).get("ready") is not False
+        for endpoint in endpoint_slice.get("endpoints") or ()
+    )
+
+
+def is_ours(obj: Mapping[str, Any]) -> bool:
+    """Whether the operator made this object."""
+    labels = obj["metadata"].get("labels") or {}
+    return bool(labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY)
 
 
 def annotations_of(obj: Mapping[str, Any]) -> Mapping[str, str]:

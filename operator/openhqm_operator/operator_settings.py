@@ -18,6 +18,7 @@ from openhqm.errors import SettingsError
 from openhqm.settings import Area, LogSettings, Port, PositiveSeconds, Seconds
 from openhqm.settings_file import read_file
 from openhqm_operator.certificate_keeper import CertificateSettings
+from openhqm_operator.platform_settings import Platform
 
 
 class LeaseSettings(Area):
@@ -55,6 +56,9 @@ class OperatorSettings(Area):
     store: BundledStoreSettings | None = Field(None, description="None: proxies must name a store.")
     certificates: CertificateSettings | None = Field(
         None, description="The injector's; None: they are somebody else's business."
+    )
+    gateway: Platform | None = Field(
+        None, description="How gateways run; None: there are none, and no workload goes to zero."
     )
     keda: KedaSettings | None = Field(None, description="None: scaling mode KEDA is refused.")
     metrics_api: MetricsApiSettings | None = Field(None, description="None: scaling mode HPA is refused.")

@@ -21,7 +21,7 @@ from openhqm_operator import names
 from openhqm_operator.belongings import owned_metadata
 from openhqm_operator.desired import desired
 from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import AlreadyExists, Conflict, Invalid, NotFound, Unavailable
+from openhqm_operator.kube_errors import AlreadyExists, Conflict, Invalid, KubeError, NotFound, Unavailable
 from openhqm_operator.observe import Observed, Observer
 from openhqm_operator.ownership import Change, Create, Discard, Owning, own
 from openhqm_operator.resources import (
@@ -36,12 +36,14 @@ from openhqm_operator.resources import (
 from openhqm_operator.steps import (
     Action,
     Apply,
+    Delete,
     Desired,
     MintHandleKey,
     MintStoreUser,
     Patch,
     SetReplicas,
     SetStatus,
+    Sleep,
     Tell,
     TouchTemplate,
 )
@@ -82,10 +84,13 @@ class Reconciler:
 
     Attributes:
         missed: Pods without the sidecar they ask for, by AsyncProxy; those without any are not in it.
+        sleeps: whether workloads may go to zero, by AsyncProxy, as of the last look that went well; nothing
+            is known of those not in it.
     """
 
     def __init__(self, kube: Kube, observer: Observer, post: Post, mint_store: MintStore | None) -> None:
         self.missed: dict[Key, int] = {}
+        self.sleeps: dict[Key, Sleep] = {}
         self._kube = kube
         self._observer = observer
         self._post = post
@@ -103,16 +108,29 @@ class Reconciler:
         return None
 
     async def _reconcile_proxy(self, key: Key) -> float | None:
+        try:
+            wanted = await self._bring(key)
+        except KubeError:
+            self.sleeps.pop(key, None)
+            raise
+        if wanted is None:
+            self.missed.pop(key, None)
+            self.sleeps.pop(key, None)
+            return None
+        self._count_missed(key, wanted.missed)
+        return wanted.look_again_seconds
+
+    async def _bring(self, key: Key) -> Desired | None:
+        """Decide, and take the steps."""
         wanted = await self._decide(key, fresh=False)
         if wanted is not None and wanted.steps:
             wanted = await self._decide(key, fresh=True)
-        if wanted is None:
-            self.missed.pop(key, None)
-            return None
-        for step in wanted.steps:
-            await self._take(step)
-        self._count_missed(key, wanted.missed)
-        return wanted.look_again_seconds
+        if wanted is not None:
+            # Before the steps: a workload must not go to zero while its gateway leaves.
+            self.sleeps[key] = wanted.sleep
+            for step in wanted.steps:
+                await self._take(step)
+        return wanted
 
     async def _decide(self, key: Key, *, fresh: bool) -> Desired | None:
         seen: Observed | None = await self._observer.look(key, fresh=fresh)
@@ -132,6 +150,8 @@ class Reconciler:
                 await self._patch(resource, key, operations)
             case Apply(body):
                 await self._kube.apply(body, manager=names.OPERATOR_MANAGER, force=True)
+            case Delete(body):
+                await self._kube.delete(resource_of(body), key_of(body), uid=body["metadata"]["uid"])
             case MintHandleKey(proxy):
                 await self._mint_handle_key(proxy)
             case MintStoreUser(proxy):

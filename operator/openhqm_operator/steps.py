@@ -27,6 +27,13 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete an object of ours, if it is still this very one."""
+
+    body: Object
+
+
+@dataclass(frozen=True, slots=True)
 class MintHandleKey:
     """Make the Secret that signs a proxy's handles, unless there is one."""
 
@@ -74,7 +81,23 @@ class Tell:
     is_warning: bool = False
 
 
-Action = Patch | Apply | MintHandleKey | MintStoreUser | TouchTemplate | SetReplicas | SetStatus | Tell
+Action = (
+    Patch | Apply | Delete | MintHandleKey | MintStoreUser | TouchTemplate | SetReplicas | SetStatus | Tell
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Whether a workload may go to zero.
+
+    Args:
+        may: its gateway has taken over.
+        reason, message: why it never may, if that is so.
+    """
+
+    may: bool = False
+    reason: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +108,15 @@ class Desired:
         steps: in order; empty: all is as it should be.
         look_again_seconds: None: something will happen to be told of.
         missed: Pods without the sidecar they ask for, for the metric.
+        sleep: for the autoscaler.
     """
 
     steps: tuple[Action, ...] = ()
     look_again_seconds: float | None = None
     missed: int = 0
+    sleep: Sleep = Sleep()
+
+
+def earliest(*seconds: float | None) -> float | None:
+    """When to look again, of several wishes; None: nobody has one."""
+    return min((each for each in seconds if each is not None), default=None)

@@ -18,9 +18,12 @@ from openhqm_operator.reconcile import Work
 from openhqm_operator.resources import (
     ASYNC_PROXIES,
     CONFIG_MAPS,
+    DEPLOYMENTS,
+    ENDPOINT_SLICES,
     HORIZONTAL_POD_AUTOSCALERS,
     NAMESPACES,
     NETWORK_POLICIES,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     SCALED_OBJECTS,
     SERVICES,
@@ -34,8 +37,13 @@ from openhqm_operator.watching import Informer
 _OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 
 
-def build_informers(kube: Kube, namespace: str | None) -> list[Informer]:
-    """One informer for each resource, keeping what is needed of it."""
+def build_informers(kube: Kube, namespace: str | None, *, has_gateways: bool = False) -> list[Informer]:
+    """One informer for each resource, keeping what is needed of it.
+
+    Args:
+        has_gateways: what gateways are made of too; without them nobody may be allowed to see it.
+    """
+    gateways = (ENDPOINT_SLICES, POD_DISRUPTION_BUDGETS) if has_gateways else ()
     own = f"metadata.name={namespace}" if namespace else ""
     return [
         Informer(kube, ASYNC_PROXIES, namespace=namespace, project=_without_managers),
@@ -51,6 +59,10 @@ def build_informers(kube: Kube, namespace: str | None) -> list[Informer]:
         Informer(kube, NAMESPACES, fields=own, project=_without_managers),
         Informer(kube, HORIZONTAL_POD_AUTOSCALERS, namespace=namespace, project=_without_managers),
         Informer(kube, SCALED_OBJECTS, namespace=namespace, project=_without_managers, optional=True),
+        *(
+            Informer(kube, resource, namespace=namespace, labels=_OURS, project=_without_managers)
+            for resource in gateways
+        ),
     ]
 
 
@@ -96,6 +108,8 @@ class Triggers:
             ASYNC_PROXIES: self._of_proxy,
             PODS: self._of_labelled,
             CONFIG_MAPS: self._of_labelled,
+            ENDPOINT_SLICES: self._of_labelled,
+            POD_DISRUPTION_BUDGETS: self._of_labelled,
             SERVICES: self._of_service,
             NETWORK_POLICIES: self._of_namespace,
             NAMESPACES: self._of_namespace,
@@ -140,6 +154,8 @@ class Triggers:
             if after is not None and _says_new(before, after):
                 yield Work(resource.kind, key)
             yield from self._targeting(key.namespace, resource.kind, key.name)
+            if resource is DEPLOYMENTS:
+                yield from self._of_labelled(key, before, after)  # a gateway
 
         return concerned
 

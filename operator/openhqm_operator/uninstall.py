@@ -154,11 +154,12 @@ class Uninstall:
             log.info("operator.stopped", deployment=self._release.operator)
 
     async def _end_all(self) -> Sequence[Key]:
-        informers = build_informers(self._kube, self._settings.namespace)
+        settings = self._settings
+        informers = build_informers(self._kube, settings.namespace, has_gateways=settings.gateway is not None)
         caches = caches_of(informers)
         events = Events(self._kube, instance="openhqm-uninstall")
         sidecars = SidecarWatch(_endings(informers), caches[PODS], lambda key: None)
-        options = Options(self._settings.store is not None, self._settings.pod_security)
+        options = Options(settings.store is not None, settings.pod_security, settings.gateway)
         observer = EndingObserver(self._kube, caches, sidecars, options)
         reconciler = Reconciler(self._kube, observer, events.post, None)
         loops = [*(informer.run() for informer in informers), sidecars.run(), events.run()]

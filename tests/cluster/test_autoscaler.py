@@ -46,6 +46,7 @@ from openhqm_operator.resources import (
     key_of,
 )
 from openhqm_operator.sidecar_stats import SidecarStats
+from openhqm_operator.steps import Sleep
 
 US = "test"
 WITHIN_SECONDS = 20.0
@@ -516,7 +517,7 @@ async def test_a_proxy_on_its_way_out_is_not_scaled(open_shop: Opener) -> None:
 
 async def test_zero_waits_for_the_gateway_and_one_request_wakes_the_app(open_shop: Opener) -> None:
     has_gateway: set[Key] = set()
-    powers = Powers(may_sleep=lambda key: key in has_gateway)
+    powers = Powers(sleep=lambda key: Sleep(key in has_gateway))
     shop = await open_shop(1, powers, minReplicas=0, idleAfterSeconds=10)
 
     await shop.tick(8)
@@ -530,6 +531,34 @@ async def test_zero_waits_for_the_gateway_and_one_request_wakes_the_app(open_sho
 
     assert (waiting, wants, asleep) == (1, True, 0)
     assert await shop.replicas() == 1
+
+
+async def test_a_workload_at_zero_wakes_when_nobody_can_say_what_its_gateway_holds(open_shop: Opener) -> None:
+    shop = await open_shop(1, Powers(sleep=lambda key: Sleep(True)), minReplicas=0, idleAfterSeconds=10)
+    await shop.kube.create(_gateway_pod(shop.namespace), manager=US)
+    await shop.tick(8)
+    asleep = await shop.replicas()
+    shop.is_answering = False
+
+    await shop.tick(6)
+    kept = await shop.replicas()
+    await shop.tick(5)
+
+    assert (asleep, kept, await shop.replicas()) == (0, 0, 1)
+
+
+async def test_what_never_may_go_to_zero_says_why_and_is_scaled_all_the_same(open_shop: Opener) -> None:
+    never = Sleep(False, "HeadlessService", "The workload cannot go to zero: its Service is headless.")
+    shop = await open_shop(2, Powers(sleep=lambda key: never), minReplicas=0, idleAfterSeconds=10)
+
+    await shop.tick(4, arrivals=80)
+    grown = await shop.replicas()
+    await shop.tick(100)
+
+    verdict = await shop.verdict()
+    assert verdict is not None
+    assert (verdict.status, verdict.reason) == (ConditionStatus.FALSE, "HeadlessService")
+    assert (grown, await shop.replicas()) == (15, 1)
 
 
 def _gateway_pod(namespace: str) -> Object:
