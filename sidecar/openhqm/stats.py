@@ -6,6 +6,7 @@ for this process. Rates come from the samples that `sampling.py` takes.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import enum
 import time
@@ -21,6 +22,9 @@ from openhqm.stores.base import Counts, Lane, Store
 
 WINDOW_SECONDS = 10.0
 """Rates are means over this long: shorter jumps about, longer hides a burst from the autoscaler."""
+
+PREVIOUS_SECONDS = 1.0
+"""For asking the previous store: the autoscaler must not miss all figures because that one is away."""
 
 _SMOOTHING = 0.1
 """Weight of the newest attempt in the mean duration: about the last twenty count."""
@@ -180,8 +184,9 @@ class Stats:
         if self.previous is None:
             return 0
         try:
-            return (await self.previous.counts()).backlog
-        except StoreUnavailable:
+            async with asyncio.timeout(PREVIOUS_SECONDS):
+                return (await self.previous.counts()).backlog
+        except (StoreUnavailable, TimeoutError):
             return None
 
     def _app_healthy(self) -> bool | None:

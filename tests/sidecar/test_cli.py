@@ -380,6 +380,20 @@ async def test_check_tells_what_works_and_what_does_not(monkeypatch: pytest.Monk
     assert "unknown scheme 'odd'" in json.loads(bad.stdout)[1]["detail"]
 
 
+def test_check_looks_at_the_previous_store_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OPENHQM_STORE__REQUIRE_DURABILITY", "none")
+    found = []
+    for url in (f"sqlite:///{tmp_path}/before.db", "odd://x"):
+        monkeypatch.setenv("OPENHQM_STORE__PREVIOUS_URL", url)
+        done = invoke("check", "--json", "--store", "memory:")
+        found.append((done.exit_code, json.loads(done.stdout)[2]))
+
+    (code, good), (bad_code, bad) = found
+    assert (code, good["ok"], bad_code, bad["ok"]) == (0, True, 1, False)
+    assert good["detail"].endswith("0 unfinished requests")
+    assert "store.previous_url: " in bad["detail"]
+
+
 PLAIN = [
     [],
     ["--app", "http://127.0.0.1:8080", "--store=memory:", "--broker", "kafka://a=b"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from dataclasses import dataclass
 
@@ -180,3 +181,19 @@ async def test_what_the_previous_store_holds_is_counted_apart_and_exactly(store:
 
     assert [figures["previous_backlog"] for figures in (before, both, later, away)] == [0, 3, 2, None]
     assert {figures["backlog"] for figures in (before, both, later, away)} == {2}
+
+
+async def test_a_previous_store_that_hangs_costs_no_figures(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(lane: Lane = Lane.REQUESTS) -> Counts:
+        await asyncio.Event().wait()
+        return Counts()
+
+    previous = MemoryStore(Options())
+    monkeypatch.setattr(previous, "counts", hang)
+    monkeypatch.setattr("openhqm.stats.PREVIOUS_SECONDS", 0.01)
+    stats = Stats(store, Egress(), Lifecycle())
+    stats.previous = previous
+
+    assert (await stats.read())["previous_backlog"] is None

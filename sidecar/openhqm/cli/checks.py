@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from openhqm.errors import SettingsError, StoreUnavailable
 from openhqm.settings import Settings
 from openhqm.settings_docs import mask_url
-from openhqm.storage import open_store
+from openhqm.storage import open_previous, open_store
 from openhqm.stores import registry
 
 
@@ -26,7 +26,10 @@ class Finding:
 
 async def check_all(settings: Settings) -> list[Finding]:
     """Try everything that the settings name; the settings themselves have been read already."""
-    return [Finding("settings", True, f"mode {settings.mode}"), await _store(settings), await _app(settings)]
+    findings = [Finding("settings", True, f"mode {settings.mode}"), await _store(settings)]
+    if settings.store.previous_url is not None:
+        findings.append(await _previous(settings, settings.store.previous_url.get_secret_value()))
+    return [*findings, await _app(settings)]
 
 
 async def _store(settings: Settings) -> Finding:
@@ -38,6 +41,17 @@ async def _store(settings: Settings) -> Finding:
     durability = store.abilities.durability
     await store.close()
     return Finding("store", True, f"{shown}: durability {durability.name.lower()}")
+
+
+async def _previous(settings: Settings, url: str) -> Finding:
+    try:
+        store = await open_previous(settings)
+        assert store is not None
+        unfinished = (await store.counts()).backlog
+    except (SettingsError, StoreUnavailable) as exc:
+        return Finding("previous store", False, f"{mask_url(url)}: {exc}")
+    await store.close()
+    return Finding("previous store", True, f"{mask_url(url)}: {unfinished} unfinished requests")
 
 
 async def _app(settings: Settings) -> Finding:
