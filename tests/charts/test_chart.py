@@ -195,8 +195,13 @@ def test_settings_are_what_the_processes_read(
     settings = operator_settings.load(operator)
 
     assert platform.image
+    assert settings.gateway == (platform if _has_gateways(variant) else None)
     assert settings.lease.namespace == NAMESPACE
     assert settings.certificates is not None
+
+
+def _has_gateways(variant: str) -> bool:
+    return bool(values_of(variant).get("gateway", {}).get("enabled", True))
 
 
 def test_certificate_modes_are_the_operators() -> None:

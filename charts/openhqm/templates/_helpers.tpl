@@ -198,6 +198,10 @@ certificates:
     - {{ include "openhqm.name" . }}-injector.{{ .Release.Namespace }}.svc
     - {{ include "openhqm.name" . }}-injector.{{ .Release.Namespace }}.svc.cluster.local
   injector_labels: {{ include "openhqm.selector" (list . "injector") | replace ": " "=" | replace "\n" "," }}
+{{- if .Values.gateway.enabled }}
+gateway:
+  {{- include "openhqm.platform" . | nindent 2 }}
+{{- end }}
 {{- if .Values.keda.enabled }}
 keda:
   url: http://{{ include "openhqm.name" . }}-operator.{{ .Release.Namespace }}.svc:16030
