@@ -9,17 +9,23 @@ import base64
 import copy
 import itertools
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.charts.rendering import NAMESPACE, RELEASE, Object, chart, render
+import yaml
+from tests.charts.rendering import NAMESPACE, RELEASE, Object, chart, find, render
 from tests.cluster.control_plane import ControlPlane
 
+from openhqm_operator.api import Spec
+from openhqm_operator.gateway import Gateway, build_deployment
 from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import KubeError
 from openhqm_operator.login import from_kubeconfig
+from openhqm_operator.plan import AppPort
+from openhqm_operator.platform_settings import Platform
 from openhqm_operator.resources import (
     DEPLOYMENTS,
     PODS,
@@ -466,25 +472,18 @@ GATEWAY_CHANGES = [
 
 
 def _gateway(container: Object, pod: Object) -> Object:
-    name = f"gateway-{next(_numbers)}"
-    labels = {"app.kubernetes.io/managed-by": "openhqm"}
-    whole = {
-        "name": "openhqm",
-        "image": "ghcr.io/openhqm/openhqm-sidecar:0.2.0",
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-    }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "namespace": SHOP, "labels": labels},
-        "spec": {
-            "selector": {"matchLabels": {"gateway": name}},
-            "template": {
-                "metadata": {"labels": {"gateway": name}},
-                "spec": {"automountServiceAccountToken": False, "containers": [whole | container]} | pod,
-            },
-        },
-    }
+    """The gateway that the operator would make with the chart's settings, changed."""
+    config = find(render(), "ConfigMap", "openhqm-operator")["data"]["operator.yaml"]
+    platform = Platform.model_validate(yaml.safe_load(config)["gateway"])
+    proxy = {"metadata": {"name": f"app-{next(_numbers)}", "namespace": SHOP, "uid": str(uuid.uuid4())}}
+    spec = Spec.model_validate({"targetRef": {"kind": "Deployment", "name": "legacy"}})
+    gateway = Gateway(proxy, spec, AppPort("app", "http", 8080), {"app": "legacy"}, "1")
+    made = build_deployment(gateway, platform)
+    whole = made["spec"]["template"]["spec"]
+    whole["containers"][0] |= container
+    whole |= {name: value for name, value in pod.items() if name != "volumes"}
+    whole["volumes"] += pod.get("volumes", [])
+    return made
 
 
 async def test_operator_makes_gateways_that_do_nothing_but_that(operator: Kube) -> None:
