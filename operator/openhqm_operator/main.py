@@ -3,14 +3,15 @@
     python -m openhqm_operator.main --config /etc/openhqm-operator/operator.yaml
 
     every replica:  informers -> caches           health port
-    the leader:     changes, resync -> work queue -> Reconciler     Autoscaler     sidecars' /stats     Events
+    the leader:     kopf, other changes, resync -> work queue -> Reconciler    Autoscaler    /stats    Events
 
 Standbys keep their caches warm, so a new leader works at once. On SIGTERM: take no more, finish what is under
 way, give the Lease back, exit. A leader that lost its Lease exits with an error, whatever it was doing.
 
-What kopf would do is done by `watching.py` and `work_queue.py` instead: its handlers tell what happened, not
-what is; it says neither when its first list is complete nor what went while it was not watching, and a cache
-needs both; a second watch of every AsyncProxy beside ours would add nothing but memory.
+kopf says when to look at an AsyncProxy or an annotated workload (`handlers.py`, `kopf_thread.py`); what is
+looked at then, and all else that calls for a look, comes from our informers (`watching.py`), for kopf says
+neither when its first list is complete nor what went while it was not watching. A leader whose kopf ends or
+tells nothing any more ends too.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from openhqm_operator.external_metrics import (
     find_front_proxy,
     tls_for,
 )
+from openhqm_operator.kopf_thread import KopfThread
 from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import KubeError
 from openhqm_operator.login import Login, LoginFailed, find_login
@@ -58,6 +60,7 @@ from openhqm_operator.steps import Sleep
 from openhqm_operator.stores import BundledStore, BundledStoreUnusable
 from openhqm_operator.triggers import Triggers, build_informers, caches_of
 from openhqm_operator.watching import Informer
+from openhqm_operator.webhook_owner import own_webhook
 from openhqm_operator.work_queue import WorkQueue
 
 EVENTS_SECONDS = 2.0
@@ -101,7 +104,7 @@ class Process:
             informers = build_informers(
                 reading, settings.namespace, has_gateways=settings.gateway is not None
             )
-            leader = Leader(settings, writing, caches_of(informers), self._identity)
+            leader = Leader(settings, self._login, writing, caches_of(informers), self._identity)
             stack.push_async_callback(leader.close)
             leader.triggers.listen(informers)
             health = Health(informers, leader.queue, settings.stale_seconds)
@@ -196,8 +199,11 @@ class Leader:
         queue: keys to be looked at; filled by `triggers`, also while somebody else leads.
     """
 
-    def __init__(self, settings: OperatorSettings, kube: Kube, caches: Caches, identity: str) -> None:
+    def __init__(
+        self, settings: OperatorSettings, login: Login, kube: Kube, caches: Caches, identity: str
+    ) -> None:
         self._settings = settings
+        self._kube = kube
         self._caches = caches
         self._store = (
             BundledStore(kube, settings.store.url.get_secret_value(), settings.store.public_url)
@@ -207,7 +213,8 @@ class Leader:
         self._certificates = CertificateKeeper(kube, settings.certificates) if settings.certificates else None
         self.events = Events(kube, instance=identity)
         self.queue: WorkQueue[Work] = WorkQueue(self._look, workers=settings.workers)
-        self.triggers = Triggers(caches, self._add)
+        self.triggers = Triggers(caches, self._add, self._add_after)
+        self._kopf = KopfThread(login, settings.namespace, self.triggers.sightings)
         self.sidecars = SidecarWatch(caches[ASYNC_PROXIES], caches[PODS], self.triggers.proxy)
         options = Options(
             has_bundled_store=settings.store is not None,
@@ -233,6 +240,7 @@ class Leader:
         self._is_leading = True
         self.triggers.everything()
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._kopf.run(), name="kopf")
             tasks.create_task(self.queue.run(), name="queue")
             tasks.create_task(self._resync(), name="resync")
             tasks.create_task(self.sidecars.run(), name="sidecars")
@@ -257,14 +265,27 @@ class Leader:
         if self._is_leading:
             self.queue.add(work)
 
+    def _add_after(self, work: Work, seconds: float) -> None:
+        if self._is_leading:
+            self.queue.add_after(work, seconds)
+
     async def _look(self, work: Work) -> float | None:
         return await self.reconciler(work)
 
     async def _resync(self) -> NoReturn:
         while True:
             await self._repair_store()
+            await self._own_webhook()
             await asyncio.sleep(self._settings.resync_seconds)
             self.triggers.everything()
+
+    async def _own_webhook(self) -> None:
+        if (settings := self._settings.certificates) is None:
+            return
+        try:
+            await own_webhook(self._kube, settings.webhook, settings.namespace)
+        except KubeError as exc:
+            log.warning("webhook.unowned", error=str(exc))
 
     async def _repair_store(self) -> None:
         if self._store is None:

@@ -2,6 +2,7 @@
 
     informers (`watching.py`) -> caches -> Observer
               \\-> a change -> Work of each AsyncProxy and workload it may concern -> the work queue
+    kopf (`handlers.py`) -> `sightings.py`: AsyncProxies and workloads themselves -^
 
 Naming a key too often costs a look at caches; not naming one costs until the next resync. So whatever cannot
 be told apart cheaply is named: a NetworkPolicy names all AsyncProxies of its namespace.
@@ -9,6 +10,7 @@ be told apart cheaply is named: a NetworkPolicy names all AsyncProxies of its na
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from openhqm_operator import names
@@ -32,9 +34,13 @@ from openhqm_operator.resources import (
     Object,
     Resource,
 )
+from openhqm_operator.sightings import Sightings
 from openhqm_operator.watching import Informer
 
 _OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
+_PREFIX = f"{names.GROUP}/"
+_WATCHED = {ASYNC_PROXIES.kind: ASYNC_PROXIES, **WORKLOADS}
+"""What kopf watches too."""
 
 
 def build_informers(kube: Kube, namespace: str | None, *, has_gateways: bool = False) -> list[Informer]:
@@ -96,11 +102,19 @@ class Triggers:
 
     Args:
         add: takes a key to look at; `WorkQueue.add`.
+        add_after: takes a key to look at within so many seconds; `WorkQueue.add_after`.
+
+    Attributes:
+        sightings: to be told of what kopf sees.
     """
 
-    def __init__(self, caches: Caches, add: Callable[[Work], None]) -> None:
+    def __init__(
+        self, caches: Caches, add: Callable[[Work], None], add_after: Callable[[Work, float], None]
+    ) -> None:
         self._caches = caches
         self._add = add
+        self._add_after = add_after
+        self.sightings = Sightings(self._cached, self._look, self._look_later, time.monotonic)
 
     def listen(self, informers: Iterable[Informer]) -> None:
         """Be told of every change."""
@@ -126,12 +140,34 @@ class Triggers:
             self._add(Work(ASYNC_PROXIES.kind, key))
         for resource in WORKLOADS.values():
             for workload in self._caches[resource].values():
-                if names.ENABLED_ANNOTATION in annotations_of(workload):
-                    self._add(Work(resource.kind, _key(workload)))
+                self._look(Work(resource.kind, _key(workload)))
 
     def proxy(self, key: Key) -> None:
         """Name one AsyncProxy."""
         self._add(Work(ASYNC_PROXIES.kind, key))
+
+    # --- what kopf tells of, once the caches have it
+
+    def _cached(self, work: Work) -> int | None:
+        found = self._caches[_WATCHED[work.kind]].get(work.key)
+        return None if found is None else _version(found)
+
+    def _look(self, work: Work) -> None:
+        if self._is_ours(work):
+            self._add(work)
+
+    def _look_later(self, work: Work, seconds: float) -> None:
+        if self._is_ours(work):
+            self._add_after(work, seconds)
+
+    def _is_ours(self, work: Work) -> bool:
+        """Whether it is an AsyncProxy, or a workload that says or said that it wants one."""
+        if work.kind == ASYNC_PROXIES.kind or work.key in self._caches[ASYNC_PROXIES]:
+            return True
+        workload = self._caches[_WATCHED[work.kind]].get(work.key)
+        return workload is not None and any(name.startswith(_PREFIX) for name in annotations_of(workload))
+
+    # --- what our informers tell of
 
     def _follow(self, informer: Informer, concerned: _Concerned) -> None:
         def changed(key: Key, before: Object | None, after: Object | None) -> None:
@@ -141,18 +177,20 @@ class Triggers:
         informer.on_change(changed)
 
     def _of_proxy(self, key: Key, before: Object | None, after: Object | None) -> Iterator[Work]:
+        if after is not None:
+            self.sightings.changed(Work(ASYNC_PROXIES.kind, key), _version(after))
+            return
         yield Work(ASYNC_PROXIES.kind, key)
-        gone = before if after is None else None
-        if gone is not None:
+        if before is not None:
             # Its rivals may take its place, and a workload waited for its name.
-            reference = gone["spec"]["targetRef"]
+            reference = before["spec"]["targetRef"]
             yield from self._targeting(key.namespace, reference["kind"], reference["name"])
             yield from (Work(kind, key) for kind in WORKLOADS)
 
     def _of_workload(self, resource: Resource) -> _Concerned:
         def concerned(key: Key, before: Object | None, after: Object | None) -> Iterator[Work]:
-            if after is not None and _says_new(before, after):
-                yield Work(resource.kind, key)
+            if after is not None:
+                self.sightings.changed(Work(resource.kind, key), _version(after))
             yield from self._targeting(key.namespace, resource.kind, key.name)
             if resource is DEPLOYMENTS:
                 yield from self._of_labelled(key, before, after)  # a gateway
@@ -182,15 +220,8 @@ class Triggers:
 _Concerned = Callable[[Key, Object | None, Object | None], Iterable[Work]]
 
 
-def _says_new(before: Object | None, after: Object) -> bool:
-    """Whether the annotations are others; of a workload just met, whether there are any of ours."""
-    said = {} if before is None else annotations_of(before)
-    return _about_us(said) != _about_us(annotations_of(after))
-
-
-def _about_us(annotations: object) -> dict[str, str]:
-    assert isinstance(annotations, dict)
-    return {name: value for name, value in annotations.items() if name.startswith(f"{names.GROUP}/")}
+def _version(obj: Object) -> int:
+    return int(obj["metadata"]["resourceVersion"])
 
 
 def _key(obj: Object) -> Key:

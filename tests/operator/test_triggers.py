@@ -25,13 +25,23 @@ class Watched:
         self.informers = {one.resource: one for one in build_informers(Kube(login), None)}
         self.caches = caches_of(self.informers.values())
         self.work: list[Work] = []
-        self.triggers = Triggers(self.caches, self.work.append)
+        self.later: list[Work] = []
+        self.triggers = Triggers(self.caches, self.work.append, lambda work, _: self.later.append(work))
         self.triggers.listen(self.informers.values())
 
     def change(self, resource: Resource, obj: dict[str, Any], *, is_gone: bool = False) -> set[Work]:
+        """Our informer sees *obj*; returns what is to be looked at now, `later` is what is within seconds."""
         self.work.clear()
+        self.later.clear()
         informer: Informer = self.informers[resource]
         informer._put(key_of(obj), None if is_gone else obj)
+        return set(self.work)
+
+    def tell(self, resource: Resource, obj: dict[str, Any]) -> set[Work]:
+        """Kopf sees *obj*."""
+        self.work.clear()
+        version = int(obj["metadata"]["resourceVersion"])
+        self.triggers.sightings.told(Work(resource.kind, key_of(obj)), version)
         return set(self.work)
 
 
@@ -58,7 +68,14 @@ def settled(watched: Watched) -> Watched:
     return watched
 
 
-def test_a_proxy_names_itself(watched: Watched) -> None:
+def test_a_proxy_is_looked_at_when_kopf_tells_of_it(watched: Watched) -> None:
+    assert watched.change(ASYNC_PROXIES, proxy()) == set()
+    assert watched.later == [PROXY]
+    assert watched.tell(ASYNC_PROXIES, proxy()) == {PROXY}
+
+
+def test_a_proxy_that_our_caches_lack_is_looked_at_when_they_have_it(watched: Watched) -> None:
+    assert watched.tell(ASYNC_PROXIES, proxy()) == set()
     assert watched.change(ASYNC_PROXIES, proxy()) == {PROXY}
 
 
@@ -73,13 +90,22 @@ def test_a_proxy_that_goes_names_its_rivals_and_who_waits_for_its_name(
     assert WORKLOAD in found
 
 
-def test_a_workload_names_its_proxy_and_its_annotations_itself(settled: Watched) -> None:
+def test_a_workload_names_its_proxy_and_kopf_the_workload_itself(settled: Watched) -> None:
     annotated = deployment()
     annotated["metadata"]["annotations"] = {"openhqm.io/enabled": "true"}
-    other = {**annotated, "status": {}}
 
-    assert settled.change(DEPLOYMENTS, annotated) == {PROXY, WORKLOAD}
-    assert settled.change(DEPLOYMENTS, other) == {PROXY}
+    assert settled.change(DEPLOYMENTS, annotated) == {PROXY}
+    assert settled.tell(DEPLOYMENTS, annotated) == {WORKLOAD}
+
+
+def test_a_workload_that_no_longer_says_anything_is_looked_at_for_its_proxy(settled: Watched) -> None:
+    assert settled.tell(DEPLOYMENTS, deployment()) == {WORKLOAD}
+
+
+def test_a_workload_that_never_said_anything_is_left_alone(watched: Watched) -> None:
+    assert watched.change(DEPLOYMENTS, deployment()) == set()
+    assert watched.tell(DEPLOYMENTS, deployment()) == set()
+    assert watched.later == []
 
 
 def test_a_pod_names_the_proxy_of_its_label(settled: Watched) -> None:
