@@ -18,6 +18,7 @@ import pytest_asyncio
 import yaml
 from tests.charts.rendering import NAMESPACE, RELEASE, Object, chart, find, render
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.test_operator import Shop
 
 from openhqm_operator.api import Spec
 from openhqm_operator.gateway import Gateway, build_deployment
@@ -28,6 +29,7 @@ from openhqm_operator.plan import AppPort
 from openhqm_operator.platform_settings import Platform
 from openhqm_operator.resources import (
     DEPLOYMENTS,
+    NAMESPACES,
     PODS,
     SECRETS,
     SERVICES,
@@ -551,3 +553,31 @@ def test_what_others_added_survives_an_upgrade(release: ControlPlane) -> None:
 
 def _ca(plane: ControlPlane) -> str:
     return base64.b64encode(plane.authority.certificate.read_bytes()).decode()
+
+
+# --- the operator's work is within its rights ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target_port", ["http", 8080], ids=["NamedPort", "ServicePort"])
+async def test_operator_does_its_whole_work_within_its_rights(
+    operator: Kube, release: ControlPlane, target_port: int | str
+) -> None:
+    """From the annotation to the sidecar and back, as the account that the chart makes."""
+    excluded = {"openhqm.io/admission": "disabled"}  # Shop plays the injector
+    async with Kube(await from_kubeconfig(release.kubeconfig)) as admin:
+        shop = Shop(admin, f"rights-{next(_numbers)}")
+        await shop.open(target_port=target_port)
+        namespace = {"metadata": {"labels": excluded}}
+        await admin.patch_merge(NAMESPACES, ("", shop.namespace), namespace, manager="test")
+        before = await shop.spec()
+
+        await shop.annotate(enabled="true")
+        await shop.converge(operator)
+        touched = await shop.spec()
+        await shop.annotate(concurrency="2")
+        await shop.converge(operator)
+        await shop.annotate(enabled=None, concurrency=None)
+        await shop.converge(operator)
+
+        assert touched["template"]["metadata"]["labels"]["openhqm.io/proxy"] == "legacy"
+        assert await shop.spec() == before
