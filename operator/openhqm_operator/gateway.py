@@ -231,7 +231,7 @@ def _slice(proxy: Object, service: str, family: str, ports: list[Object], pods: 
     metadata = _metadata(proxy, slice_name(name, service, family))
     metadata["labels"] |= {
         names.SERVICE_NAME_LABEL: service,
-        names.SLICE_MANAGER_LABEL: names.MANAGED_BY,
+        names.SLICE_MANAGER_LABEL: names.SLICE_MANAGER,
     }
     return {
         "apiVersion": ENDPOINT_SLICES.api_version,

@@ -317,7 +317,7 @@ class Observer:
         for service in sorted(wanted):
             selector = f"{names.SERVICE_NAME_LABEL}={service}"
             slices = (await self._kube.list(ENDPOINT_SLICES, namespace, labels=selector)).items
-            if any(_has_ready(one) for one in slices if not is_ours(one)):
+            if any(_has_ready(one) for one in slices if not _is_gateways(one)):
                 served.add(service)
         return frozenset(served)
 
@@ -369,6 +369,11 @@ def _scheme(encoded: str) -> str:
         return ""
     is_scheme = bool(colon) and len(scheme) <= 32 and scheme.replace("+", "").isalnum()
     return scheme if is_scheme else ""
+
+
+def _is_gateways(endpoint_slice: Mapping[str, Any]) -> bool:
+    labels = endpoint_slice["metadata"].get("labels") or {}
+    return bool(labels.get(names.SLICE_MANAGER_LABEL) == names.SLICE_MANAGER)
 
 
 def _has_ready(endpoint_slice: Mapping[str, Any]) -> bool:

@@ -38,6 +38,7 @@ from openhqm_operator.sightings import Sightings
 from openhqm_operator.watching import Informer
 
 _OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
+_OUR_SLICES = f"{names.SLICE_MANAGER_LABEL}={names.SLICE_MANAGER}"
 _PREFIX = f"{names.GROUP}/"
 _WATCHED = {ASYNC_PROXIES.kind: ASYNC_PROXIES, **WORKLOADS}
 """What kopf watches too."""
@@ -49,7 +50,7 @@ def build_informers(kube: Kube, namespace: str | None, *, has_gateways: bool = F
     Args:
         has_gateways: what gateways are made of too; without them nobody may be allowed to see it.
     """
-    gateways = (ENDPOINT_SLICES, POD_DISRUPTION_BUDGETS) if has_gateways else ()
+    gateways = {ENDPOINT_SLICES: _OUR_SLICES, POD_DISRUPTION_BUDGETS: _OURS} if has_gateways else {}
     own = f"metadata.name={namespace}" if namespace else ""
     return [
         Informer(kube, ASYNC_PROXIES, namespace=namespace, project=_without_managers),
@@ -66,8 +67,8 @@ def build_informers(kube: Kube, namespace: str | None, *, has_gateways: bool = F
         Informer(kube, HORIZONTAL_POD_AUTOSCALERS, namespace=namespace, project=_without_managers),
         Informer(kube, SCALED_OBJECTS, namespace=namespace, project=_without_managers, optional=True),
         *(
-            Informer(kube, resource, namespace=namespace, labels=_OURS, project=_without_managers)
-            for resource in gateways
+            Informer(kube, resource, namespace=namespace, labels=labels, project=_without_managers)
+            for resource, labels in gateways.items()
         ),
     ]
 
