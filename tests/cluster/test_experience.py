@@ -5,10 +5,12 @@ One cluster for the module; the tests are the chapters of one story and run in o
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import http.client
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,6 +106,7 @@ class Story:
     def __init__(self, cluster: RealCluster, ran: Path) -> None:
         self.cluster = cluster
         self.ran = ran
+        self.address = ""
         self.before: dict[str, Any] = {}
 
     def runs(self) -> list[str]:
@@ -168,7 +171,7 @@ class Story:
         self, method: str, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
         """One request to the unchanged Service address."""
-        address = self.get("service", "legacy")["spec"]["clusterIP"]
+        address = self.address = self.address or self.get("service", "legacy")["spec"]["clusterIP"]
         with self.cluster.inside():
             connection = http.client.HTTPConnection(address, 80, timeout=20)
             try:
@@ -177,6 +180,13 @@ class Story:
                 return answer.status, dict(answer.getheaders()), answer.read()
             finally:
                 connection.close()
+
+    def is_reachable(self) -> bool:
+        """Whether the node's rules lead to the Service's Pods."""
+        try:
+            return self.call("GET", "/count")[0] == 200
+        except OSError:
+            return False
 
     def answer_of(self, location: str, seconds: float = 60.0) -> tuple[int, dict[str, str], bytes]:
         """The app's answer, once it is there."""
@@ -218,6 +228,55 @@ def digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
+class Load(threading.Thread):
+    """Posts bodies that differ, one each 20 ms, each on a connection of its own, until told to stop."""
+
+    def __init__(self, story: Story, name: str) -> None:
+        super().__init__(name=name)
+        self._story = story
+        self._ending = threading.Event()
+        self.handles: dict[bytes, str] = {}
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        while not self._ending.wait(0.02):
+            body = b"%s %d" % (self.name.encode(), len(self.handles) + len(self.failures))
+            try:
+                status, headers, _ = self._story.call("POST", "/orders?wait=0.2", body)
+            except (OSError, http.client.HTTPException) as exc:
+                self.failures.append(f"{body!r}: {exc!r}")
+            else:
+                if status == 202:
+                    self.handles[body] = headers["Location"]
+                else:
+                    self.failures.append(f"{body!r}: {status}")
+
+    def __enter__(self) -> Load:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ending.set()
+        self.join()
+
+    def check_runs(self, at_most_unknown: int = 0) -> None:
+        """Every accepted body has its own answer, and the app ran it once, or perhaps once where the
+        outcome is told as unknown."""
+        unknown = 0
+        for body, handle in self.handles.items():
+            status, headers, answer = self._story.answer_of(handle, 120)
+            if status == 502:
+                assert headers["OpenHQM-Error"] == "outcome-unknown", (headers, answer)
+                unknown += 1
+            else:
+                assert (status, json.loads(answer)["sha256"]) == (201, digest(body))
+        assert unknown <= at_most_unknown
+        runs = collections.Counter(self._story.runs())
+        repeated = [body for body in self.handles if runs[digest(body)] > 1]
+        assert not repeated
+        assert sum(runs[digest(body)] for body in self.handles) >= len(self.handles) - unknown
+
+
 @pytest.fixture(scope="module")
 def story(toolbox: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     try:
@@ -250,7 +309,7 @@ def test_helm_install_is_enough(story: Story) -> None:
 def test_the_app_runs_without_us_at_first(story: Story) -> None:
     for manifest in legacy(story.ran):
         story.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
-    story.wait("the legacy app", story.is_rolled_out)
+    story.wait("the legacy app", lambda: story.is_rolled_out() and story.is_reachable())
 
     status, headers, _ = story.call("POST", "/orders", b"direct")
 
@@ -282,6 +341,66 @@ def test_reading_passes_straight_through(story: Story) -> None:
 
     assert (status, headers["X-Legacy"]) == (200, "yes")
     assert json.loads(body)["ran"] >= 1
+
+
+def test_a_rollout_under_load_fails_and_loses_nothing(story: Story) -> None:
+    with Load(story, "rollout") as load:
+        story.cluster.kubectl("-n", NAMESPACE, "rollout", "restart", "deployment", "legacy")
+        story.wait("the rollout", story.is_rolled_out)
+
+    restarted = "kubectl.kubernetes.io/restartedAt"  # the user's own change, which stays
+    template = story.get("deployment", "legacy")["spec"]["template"]["metadata"]
+    story.before["template"]["metadata"]["annotations"] = {restarted: template["annotations"][restarted]}
+    assert load.failures == []
+    assert len(load.handles) > 50
+    load.check_runs()
+
+
+def test_a_pod_that_is_killed_at_work_leaves_no_request_without_an_end(story: Story) -> None:
+    with Load(story, "killed") as load:
+        story.wait("work", lambda: len(load.handles) > 50)
+        [pod] = story.pods()
+        story.cluster.kubectl(
+            *("-n", NAMESPACE, "delete", "pod", pod["metadata"]["name"], "--force", "--grace-period=0")
+        )
+        story.wait("a new Pod", story.is_rolled_out)
+
+    # Connections fail while there is no Pod: that is the user's one replica, not the queue.
+    load.check_runs(at_most_unknown=8)
+
+
+def test_a_store_that_is_away_stops_queueing_alone(story: Story) -> None:
+    """The Pod stays in the Service, reading works, and what was accepted before is answered after."""
+    body = b"before the store was away"
+    _, headers, _ = story.call("POST", "/orders?wait=0.1", body)
+    [server] = story.cluster.run("pgrep", "-x", "redis-server").split()
+    story.cluster.run("kill", "-STOP", server)
+    try:
+        status, refusal, _ = story.call("POST", "/orders", b"meanwhile")
+        reading, _, _ = story.call("GET", "/count")
+        time.sleep(10)  # ten readiness probes of the app and two of the sidecar
+        [pod] = story.pods()
+    finally:
+        story.cluster.run("kill", "-CONT", server)
+
+    assert (status, reading) == (503, 200)
+    assert int(refusal["Retry-After"]) > 0
+    assert all(one["ready"] for one in pod["status"]["containerStatuses"]), story.report()
+    answered, _, answer = story.answer_of(headers["Location"])
+    assert (answered, json.loads(answer)["sha256"]) == (201, digest(body))
+    story.wait("queueing", lambda: story.call("POST", "/orders", b"after")[0] == 202)
+
+
+def test_an_app_restarted_by_its_liveness_probe_loses_nothing(story: Story) -> None:
+    """The app's process ends under load, again and again, as if killed by its probe."""
+    with Load(story, "restarted") as load:
+        for _ in range(2):
+            runs = len(load.handles)
+            story.wait("work", lambda runs=runs: len(load.handles) > runs + 30)
+            story.cluster.kubectl("-n", NAMESPACE, "exec", "deploy/legacy", "-c", "app", "--", "kill", "1")
+            story.wait("a new process", lambda: story.is_rolled_out() and story.is_reachable())
+
+    load.check_runs(at_most_unknown=16)
 
 
 def test_a_burst_makes_it_grow_and_its_end_makes_it_shrink(story: Story) -> None:
