@@ -65,6 +65,8 @@ class Figures(_Body):
         due: records that may be run now and are not.
         delayed: records whose time has not come.
         held: requests that a gateway holds open until the app is there.
+        passed: requests that came to pass the queue by, since the process started.
+        passing: of these, those with the app now.
         busy_seconds: time the app spent on this process's attempts, since it started.
     """
 
@@ -76,6 +78,8 @@ class Figures(_Body):
     concurrency: _Count
     in_flight: _Count = 0
     held: _Count = 0
+    passed: _Count = 0
+    passing: _Count = 0
     busy_seconds: _Seconds
     mean_app_seconds: _Seconds | None = None
     uptime_seconds: _Seconds
@@ -177,6 +181,7 @@ class Series:
             self._samples.clear()
         before = self._samples[-1] if self._samples else None
         self._busy_seconds += self._worked(figures, at - before.at if before else 0.0)
+        has_passed = self._has_passed(figures)
         self._figures = dict(figures)
         self._pods = pods
         newest = _newest(figures)
@@ -185,7 +190,7 @@ class Series:
         self._samples.append(sample)
         self._forget(at)
         self._learn_service(sample, before)
-        if before is None or sample.accepted != before.accepted or _has_work(figures):
+        if before is None or sample.accepted != before.accepted or has_passed or _has_work(figures):
             self._worked_at = at
         if before is None or sample.completed != before.completed or not newest.requests.running:
             self._completed_at = at
@@ -216,6 +221,11 @@ class Series:
             is_sending=_is_sending(self._figures, newest),
             pods=self._pods,
         )
+
+    def _has_passed(self, figures: Mapping[str, Figures]) -> bool:
+        """Whether anybody let a request pass the queue by: that too is work for the app."""
+        known = {name: one.passed for name, one in self._figures.items()}
+        return any(one.passed != known.get(name, 0) for name, one in figures.items())
 
     def _worked(self, figures: Mapping[str, Figures], seconds: float) -> float:
         """App time since the sample before; a process that started since then counts whole."""
@@ -274,7 +284,8 @@ def _newest(figures: Mapping[str, Figures]) -> Figures:
 
 def _has_work(figures: Mapping[str, Figures]) -> bool:
     newest = _newest(figures)
-    return bool(newest.due or newest.requests.running or any(one.held for one in figures.values()))
+    is_waited_for = any(one.held or one.passing for one in figures.values())
+    return bool(newest.due or newest.requests.running or is_waited_for)
 
 
 def _is_sending(figures: Mapping[str, Figures], newest: Figures) -> bool:

@@ -142,6 +142,11 @@ class Front:
         """Requests held until the app takes connections."""
         return self._passthrough.held if self._passthrough is not None else 0
 
+    def passed(self) -> tuple[int, int]:
+        """Requests that came to pass straight through since the start, and those with the app now."""
+        straight = self._passthrough
+        return (straight.passed, straight.passing) if straight is not None else (0, 0)
+
     async def passing(self, timeout_seconds: float) -> None:
         """Wait until what passes straight through now has ended, at most *timeout_seconds*."""
         if self._passthrough is not None:

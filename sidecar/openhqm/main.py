@@ -401,7 +401,7 @@ def _figures(replays: Sequence[Replays]) -> EgressFigures | None:
 
 def _show(front: Front, stats: Stats, tallies: Tallies) -> None:
     """Let /stats and /metrics tell of the clients that wait."""
-    stats.waiting_clients, stats.held = front.waiting_clients, front.held
+    stats.waiting_clients, stats.held, stats.passed = front.waiting_clients, front.held, front.passed
     tallies.figure("openhqm_waiting_clients", "Clients held for an answer.", front.waiting_clients)
     tallies.figure("openhqm_held_requests", "Requests held until the app takes connections.", front.held)
 

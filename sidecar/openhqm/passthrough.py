@@ -54,6 +54,9 @@ class Passthrough:
     def __init__(self, client: Client, settings: Settings) -> None:
         self._client = client
         self._holding = Holding(*client.address, settings.ingress)
+        self.passed = 0
+        """Requests that came to be passed, since the start."""
+        self._asking = 0
         self._open: dict[Response, BaseRequest] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._one_ended = asyncio.Event()
@@ -71,6 +74,11 @@ class Passthrough:
     def held(self) -> int:
         """Requests that wait for an app which is not there yet."""
         return self._holding.held
+
+    @property
+    def passing(self) -> int:
+        """Requests with the app now, tunnels included."""
+        return self._asking + len(self._open)
 
     async def handle(
         self,
@@ -94,6 +102,7 @@ class Passthrough:
             AppStarting: the app took no connection within `ingress.hold_seconds`.
             BadRequest, BodyTimeout: the client's body is malformed or stopped coming.
         """
+        self.passed += 1
         if upgrade:
             head = _asking_for_upgrade(head, request)
         body = self._outgoing(request, head, before_body)
@@ -147,7 +156,13 @@ class Passthrough:
     # -- the request ---------------------------------------------------------------------------
 
     async def _send(self, head: bytes, body: bytes | AsyncIterator[bytes], upgrade: bool) -> Response:
-        return await self._client.stream(head, body, timeout_seconds=self._timeout_seconds, upgrade=upgrade)
+        self._asking += 1
+        try:
+            return await self._client.stream(
+                head, body, timeout_seconds=self._timeout_seconds, upgrade=upgrade
+            )
+        finally:
+            self._asking -= 1
 
     async def _send_when_there(
         self, request: BaseRequest, head: bytes, body: bytes | AsyncIterator[bytes], upgrade: bool

@@ -91,11 +91,13 @@ class Stats:
         self.ports: dict[str, int] = {}
         """Where the servers really listen: "ingress", "health", "admin" -> port."""
         self.waiting_clients: Callable[[], int] = lambda: 0
+        """Clients held for an answer; none where this process takes nothing in (mode egress)."""
         self.settings: Callable[[], str | None] = lambda: None
         """Names the settings file in force, as `Reloader.digest`."""
-        """Clients held for an answer; none where this process takes nothing in (mode egress)."""
         self.held: Callable[[], int] = lambda: 0
         """Requests that pass straight through, held until the app is there."""
+        self.passed: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        """Requests that came to pass straight through since the start, and those with the app now."""
         self.app_stopping: Callable[[], bool] = lambda: False
         """Whether a container of the app said that it is about to end."""
         self.previous: Store | None = None
@@ -149,6 +151,7 @@ class Stats:
         callbacks = await self._store.counts(Lane.CALLBACKS)
         arrival, drain = self._rates(_Sample(self._clock(), counts))
         egress = self._egress
+        passed, passing = self.passed()
         return {
             "queue": self._queue,
             "backlog": counts.backlog,
@@ -159,6 +162,8 @@ class Stats:
             "concurrency": egress.concurrency if egress else 0,
             "waiting_clients": self.waiting_clients(),
             "held": self.held(),
+            "passed": passed,
+            "passing": passing,
             "oldest_age_seconds": _age_seconds(counts),
             "arrival_per_second": arrival,
             "drain_per_second": drain,

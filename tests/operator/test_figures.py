@@ -133,6 +133,8 @@ def test_a_gap_makes_the_old_samples_worthless() -> None:
         ({"due": 1}, 0.0),
         ({"running": 1}, 0.0),
         ({"held": 1}, 0.0),
+        ({"passing": 1}, 0.0),
+        ({"passed": 1}, 0.0),
         ({"delayed": 1}, 20.0),
     ],
 )

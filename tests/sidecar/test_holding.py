@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.sidecar.intercepted import OK, get, intercepting, post
-from tests.sidecar.raw_app import RawApp, always, running
+from tests.sidecar.raw_app import Peer, RawApp, always, running
 
 from openhqm import holding
 from openhqm.http1 import Client
@@ -82,6 +82,29 @@ async def test_a_body_that_is_not_here_yet_is_asked_for_once_the_app_is_there():
             assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
             client.write(b"body")
             assert (await client.answer()).status == 200
+
+
+async def test_what_passes_is_counted_from_the_first_byte_to_the_last():
+    answering = asyncio.Event()
+
+    async def slowly(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+        await answering.wait()
+        await peer.send(b"k")
+
+    async with running(slowly) as app, intercepting(app.url) as port:
+        asking = asyncio.create_task(port.send(get(b"/a")))
+        async with asyncio.timeout(10):
+            while not app.requests:
+                await asyncio.sleep(0)
+        during = (port.passthrough.passed, port.passthrough.passing)
+        answering.set()
+        got = await asking
+
+        assert got.body == b"ok"
+        assert during == (1, 1)
+        assert (port.passthrough.passed, port.passthrough.passing) == (1, 0)
 
 
 async def test_all_who_wait_go_on_together():

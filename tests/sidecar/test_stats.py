@@ -129,10 +129,11 @@ async def test_readiness_tells_that_the_store_is_away_and_stays_ready(store: Mem
 
 async def test_a_gateway_tells_whom_it_holds(store: MemoryStore) -> None:
     stats = Stats(store, None, Lifecycle())
-    stats.held = lambda: 7
+    stats.held, stats.passed = lambda: 7, lambda: (9, 1)
 
     figures = await stats.read()
 
+    assert (figures["passed"], figures["passing"]) == (9, 1)
     assert (figures["held"], figures["app_healthy"], figures["in_flight"]) == (7, None, 0)
 
 
