@@ -43,17 +43,21 @@ class ControlPlane:
     Args:
         node_address: where a real node and its Pods reach the API server; without one it is reachable on
             loopback alone.
+        options: more arguments of the API server.
 
     Attributes:
         kubeconfig: logs in as cluster admin.
         authority: signs more users and servers.
     """
 
-    def __init__(self, folder: Path, toolbox: Toolbox, *, node_address: str = "") -> None:
+    def __init__(
+        self, folder: Path, toolbox: Toolbox, *, node_address: str = "", options: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
         self.toolbox = toolbox
         self.authority = Authority(folder / "pki")
         self.address = node_address or own_address()
+        self._options = options
         self._bind = "0.0.0.0" if node_address else "127.0.0.1"
         self.port = free_port()
         self.server = f"https://127.0.0.1:{self.port}"
@@ -270,6 +274,7 @@ class ControlPlane:
             "--requestheader-extra-headers-prefix=X-Remote-Extra-",
             f"--proxy-client-cert-file={proxy.certificate}",
             f"--proxy-client-key-file={proxy.key}",
+            *self._options,
         ]
 
     def run(self, name: str, arguments: Sequence[str]) -> None:
@@ -280,7 +285,7 @@ class ControlPlane:
                 stdout=log,
                 stderr=log,
                 env={"HOME": str(self.folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     # -- readiness
@@ -336,5 +341,6 @@ def own_address() -> str:
         return str(probe.getsockname()[0])
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For `preexec_fn`: a child that the kernel ends with us."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -11,31 +11,24 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.shop import NUMBERS, Shop
 
 from openhqm.settings import LogSettings
-from openhqm_operator.belongings import digest
 from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import Conflict, NotFound
+from openhqm_operator.kube_errors import NotFound
 from openhqm_operator.login import from_kubeconfig
 from openhqm_operator.main import Process
-from openhqm_operator.observe import Caches, Observer, Options, Told
 from openhqm_operator.operator_settings import LeaseSettings, OperatorSettings
-from openhqm_operator.reconcile import Reconciler, Work
 from openhqm_operator.resources import (
     ASYNC_PROXIES,
     CONFIG_MAPS,
     DEPLOYMENTS,
-    PODS,
     SECRETS,
     SERVICES,
-    Key,
     Object,
 )
-from openhqm_operator.triggers import build_informers, caches_of
 
-USER = "kubectl"
 LONG_SECONDS = 30.0
-_numbers = itertools.count()
 
 
 class Killed(BaseException):
@@ -63,172 +56,6 @@ class FatalKube(Kube):
         return answer
 
 
-class Sidecars:
-    """Sidecars that have taken over the settings of their ConfigMap and hold no work."""
-
-    def __init__(self, caches: Caches, left: int | None = 0) -> None:
-        self._caches = caches
-        self._left = left
-
-    def told(self, key: Key) -> Told:
-        found = self._caches[CONFIG_MAPS].get((key.namespace, f"{key.name}-openhqm-settings"))
-        if found is None:
-            return Told()
-        return Told(self._left, frozenset({digest(found["data"]["settings.yaml"])}), True)
-
-
-class Shop:
-    """A namespace with a Deployment of two Pods and its Service; plays the controllers and the webhook."""
-
-    def __init__(self, kube: Kube, namespace: str) -> None:
-        self.kube = kube
-        self.namespace = namespace
-        self.key = Key(namespace, "legacy")
-        self.told: list[str] = []
-
-    async def open(self, target_port: int | str = "http") -> None:
-        await self.kube.create(_namespace(self.namespace), manager=USER)
-        await self.kube.create(_account(self.namespace), manager=USER)
-        await self.kube.create(_deployment(self.namespace), manager=USER)
-        await self.kube.create(_service(self.namespace, target_port), manager=USER)
-        await self.control()
-
-    async def annotate(self, **annotations: str | None) -> None:
-        named = {f"openhqm.io/{name.replace('_', '-')}": value for name, value in annotations.items()}
-        await self.kube.patch_merge(DEPLOYMENTS, self.key, {"metadata": {"annotations": named}}, manager=USER)
-
-    async def control(self) -> None:
-        """Bring Pods and status in line with the template, as controllers, kubelet and injector would."""
-        deployment = await self.kube.get(DEPLOYMENTS, self.key)
-        labels = deployment["spec"]["template"]["metadata"]["labels"]
-        for pod in (await self.kube.list(PODS, self.namespace)).items:
-            if pod["metadata"]["labels"] != labels or not await self._is_current(pod):
-                await self.kube.delete(
-                    PODS, (self.namespace, pod["metadata"]["name"]), propagation="Background"
-                )
-        there = len((await self.kube.list(PODS, self.namespace)).items)
-        for _ in range(deployment["spec"]["replicas"] - there):
-            await self._start_pod(labels)
-        replicas = deployment["spec"]["replicas"]
-        status = {
-            "observedGeneration": deployment["metadata"]["generation"],
-            "replicas": replicas,
-            "updatedReplicas": replicas,
-        }
-        await self.kube.patch_merge(
-            DEPLOYMENTS, self.key, {"status": status}, manager="c", subresource="status"
-        )
-
-    async def spec(self) -> Object:
-        return (await self.kube.get(DEPLOYMENTS, self.key))["spec"]
-
-    async def service_spec(self) -> Object:
-        return (await self.kube.get(SERVICES, self.key))["spec"]
-
-    async def proxy(self) -> Object:
-        return await self.kube.get(ASYNC_PROXIES, self.key)
-
-    async def conditions(self) -> dict[str, tuple[str, str]]:
-        status = (await self.proxy()).get("status") or {}
-        return {one["type"]: (one["status"], one["reason"]) for one in status.get("conditions", ())}
-
-    async def _is_current(self, pod: Object) -> bool:
-        if "openhqm.io/proxy" not in pod["metadata"]["labels"]:
-            return True
-        wanted = (await self.proxy())["status"]["configHash"]
-        return json.loads(pod["metadata"]["annotations"]["openhqm.io/injected"])["hash"] == wanted
-
-    async def _start_pod(self, labels: dict[str, str]) -> None:
-        annotations = {}
-        if "openhqm.io/proxy" in labels:
-            hash = (await self.proxy())["status"]["configHash"]
-            annotations["openhqm.io/injected"] = json.dumps({"hash": hash})
-        name = f"legacy-{next(_numbers)}"
-        metadata = {"name": name, "namespace": self.namespace, "labels": labels, "annotations": annotations}
-        spec = {"containers": [{"name": "app", "image": "app:1"}]}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-        await self.kube.create(pod, manager="c")
-        status = {"status": {"phase": "Running", "podIP": "10.0.0.1"}}
-        await self.kube.patch_merge(PODS, (self.namespace, name), status, manager="c", subresource="status")
-
-    # --- the operator, one look after another
-
-    async def look(self, kube: Kube, left: int | None = 0) -> bool:
-        """One look at the workload and one at its AsyncProxy; returns whether anything was written."""
-        before = sum(kube.writes.values())
-        for kind in ("Deployment", "AsyncProxy"):
-            caches = await self._caches()
-            observer = Observer(kube, caches, Sidecars(caches, left), Options())
-            await Reconciler(kube, observer, self._post, self._mint)(Work(kind, self.key))
-        return sum(kube.writes.values()) > before
-
-    async def converge(self, kube: Kube) -> None:
-        """Look until nothing is left to be done, with the controllers at work in between."""
-        for _ in range(20):
-            is_busy = await self.look(kube)
-            await self.control()
-            if not is_busy:
-                return
-        raise AssertionError("does not converge")
-
-    async def _caches(self) -> Caches:
-        informers = build_informers(self.kube, self.namespace)
-        for informer in informers:
-            await informer._list()
-        return caches_of(informers)
-
-    async def _mint(self, namespace: str) -> None:
-        metadata = {"name": "openhqm-store", "namespace": namespace}
-        secret = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": metadata,
-            "stringData": {"url": "redis://x"},
-        }
-        try:
-            await self.kube.create(secret, manager="c")
-        except Conflict:
-            return
-
-    def _post(self, regarding: Any, reason: str, note: str, *, action: str, is_warning: bool = False) -> None:
-        self.told.append(reason)
-
-
-def _namespace(name: str) -> Object:
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-
-
-def _account(namespace: str) -> Object:
-    """No controller makes it here, and no Pod is admitted without."""
-    metadata = {"name": "default", "namespace": namespace}
-    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}
-
-
-def _deployment(namespace: str) -> Object:
-    labels = {"app": "legacy"}
-    container = {"name": "app", "image": "app:1", "ports": [{"name": "http", "containerPort": 8080}]}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "legacy", "namespace": namespace},
-        "spec": {
-            "replicas": 2,
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
-        },
-    }
-
-
-def _service(namespace: str, target_port: int | str) -> Object:
-    ports = [{"name": "web", "port": 80, "targetPort": target_port}]
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": "legacy", "namespace": namespace},
-        "spec": {"selector": {"app": "legacy"}, "ports": ports},
-    }
-
-
 @pytest_asyncio.fixture
 async def kube(api_server: ControlPlane) -> AsyncIterator[Kube]:
     async with Kube(await from_kubeconfig(api_server.kubeconfig)) as kube:
@@ -237,7 +64,7 @@ async def kube(api_server: ControlPlane) -> AsyncIterator[Kube]:
 
 @pytest.fixture
 def namespace() -> str:
-    return f"k3-{next(_numbers)}"
+    return f"k3-{next(NUMBERS)}"
 
 
 @pytest_asyncio.fixture
@@ -367,7 +194,7 @@ async def test_killed_at_every_call_the_end_is_the_same(
     login = await from_kubeconfig(api_server.kubeconfig)
     ends: dict[str, list[tuple[int, Object]]] = {"in": [], "out": []}
     for writes in itertools.count():
-        shop = Shop(kube, f"k3-{next(_numbers)}")
+        shop = Shop(kube, f"k3-{next(NUMBERS)}")
         await shop.open(target_port=8080)
         was_killed = False
         for way, wish in (("in", "true"), ("out", None)):
@@ -402,7 +229,7 @@ def _named(state: Object, namespace: str) -> Object:
 @pytest_asyncio.fixture
 async def operator(api_server: ControlPlane, kube: Kube, shop: Shop) -> AsyncIterator[Process]:
     """The whole operator, looking after the shop's namespace; its store's Secret is there already."""
-    await shop._mint(shop.namespace)
+    await shop.mint(shop.namespace)
     settings = OperatorSettings(
         lease=LeaseSettings(namespace=shop.namespace),
         namespace=shop.namespace,

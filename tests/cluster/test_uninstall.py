@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from tests.charts.rendering import Object, find, of_kind, render
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.test_operator import Shop
+from tests.cluster.shop import Shop
 
 from openhqm.settings import LogSettings
 from openhqm_operator import names
