@@ -17,7 +17,7 @@ from typing import NoReturn
 from openhqm.envelope import Envelope
 from openhqm.errors import AnswerTooLarge, EnvelopeCorrupt
 from openhqm.headers import HOP_BY_HOP, strip_hop_by_hop
-from openhqm.http1 import Client, Headers, Response
+from openhqm.http1 import Client, Connection, Head, Headers, Response
 from openhqm.settings import Settings
 from openhqm.stores.base import Answer, BlobRef, Blobs, Body
 
@@ -51,31 +51,51 @@ class Forwarded:
 class Call:
     """A request that was sent the short way: nobody waits for its answer, somebody is told."""
 
-    __slots__ = ("_epoch", "_forwarder", "_record_id", "_response")
+    __slots__ = ("_answer", "_epoch", "_forwarder", "_record_id", "_response", "_tell", "connection")
 
-    def __init__(self, forwarder: Forwarder, response: Response, record_id: bytes, epoch: int) -> None:
+    def __init__(self, forwarder: Forwarder, tell: Callable[[], None], record_id: bytes, epoch: int) -> None:
         self._forwarder = forwarder
-        self._response = response
+        self._tell = tell
         self._record_id = record_id
         self._epoch = epoch
+        self._answer: Forwarded | None = None
+        self._response: Response | None = None
+        self.connection: Connection | None = None
+        """Where it was sent."""
+
+    def answered(self, head: Head, body: bytes) -> None:
+        """Take an answer whose head is known; see `http1_connection.Listener`."""
+        self._answer = Forwarded(head.status, Answer(head.stored, body), None, len(body), True)
+        self._tell()
+
+    def begun(self, response: Response) -> None:
+        """Take any other answer, or the error in place of one."""
+        self._response = response
+        response.notify(self._tell)
 
     def outcome(self) -> Forwarded | None:
         """Return the answer; None: it is too long to be had without waiting, and `rest` brings it.
 
         Raises what `Forwarder.forward` raises.
         """
-        error = self._response.error
-        if error is not None:
-            raise error
-        return self._forwarder.whole(self._response)
+        response = self._response
+        if response is None:
+            return self._answer
+        if response.error is not None:
+            raise response.error
+        return self._forwarder.whole(response)
 
     async def rest(self) -> Forwarded:
         """Wait for an answer whose beginning has come."""
+        assert self._response is not None
         return await self._forwarder.collect(self._response, self._record_id, self._epoch)
 
     def cancel(self) -> None:
         """Stop: the app sees its connection end. Nothing happens when the answer is complete."""
-        self._response.cancel()
+        if self._response is not None:
+            self._response.cancel()
+        elif self.connection is not None:
+            self.connection.withdraw(self)
 
 
 class Forwarder:
@@ -115,7 +135,8 @@ class Forwarder:
             EnvelopeCorrupt: the stored body is missing or has another length than was accepted.
             StoreUnavailable: a blob could not be read or written; the app may have been called.
         """
-        timeout_seconds = self._timeout_of(envelope)
+        seconds = envelope.timeout_seconds
+        timeout_seconds = self._timeout_seconds if seconds is None else seconds
         outgoing = body if isinstance(body, bytes) else self._stored(body)
         if self._checkpoint is None:
             response = await self._client.exchange(
@@ -135,20 +156,16 @@ class Forwarder:
         """
         if self._checkpoint is not None or not isinstance(body, bytes):
             return None
-        response = self._client.begin(
+        call = Call(self, tell, record_id, epoch)
+        seconds = envelope.timeout_seconds
+        call.connection = self._client.begin(
             envelope.head,
             body,
-            timeout_seconds=self._timeout_of(envelope),
-            gather_bytes=self._spill_bytes,
+            call,
+            timeout_seconds=self._timeout_seconds if seconds is None else seconds,
+            gather_bytes=self._inline_bytes,
         )
-        if response is None:
-            return None
-        response.notify(tell)
-        return Call(self, response, record_id, epoch)
-
-    def _timeout_of(self, envelope: Envelope) -> float:
-        seconds = envelope.timeout_seconds
-        return self._timeout_seconds if seconds is None else seconds
+        return None if call.connection is None else call
 
     def whole(self, response: Response) -> Forwarded | None:
         """Return the answer if it is complete and not too long to be stored as it is."""

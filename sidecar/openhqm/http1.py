@@ -11,7 +11,7 @@ redirects and decompress. This one
 
 One exchange needs one future, no task and no timer: one tick per client watches all deadlines.
 
-    Client ── idle connections (stack), busy connections, tick
+    Client ── open connections, the idle ones among them (stack), tick
       └── Connection (http1_connection.py)   Protocol and parser callbacks, one exchange at a time
             └── Response   what the caller holds; outlives the connection's part in it
 """
@@ -26,10 +26,10 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from openhqm.errors import AppConnectionLost, AppTimeout, AppUnreachable
-from openhqm.http1_connection import HIGH_WATER_BYTES, Connection, Framing, Response
-from openhqm.http1_heads import Headers, KnownHeads
+from openhqm.http1_connection import HIGH_WATER_BYTES, Connection, Framing, Listener, Response
+from openhqm.http1_heads import Head, Headers, KnownHeads
 
-__all__ = ["Client", "Framing", "Headers", "Response"]
+__all__ = ["Client", "Connection", "Framing", "Head", "Headers", "Response"]
 
 _TICK_SECONDS = 0.1
 """How exactly deadlines are kept."""
@@ -62,7 +62,8 @@ class Client:
         self._max_idle = max_idle
         self.heads = KnownHeads()
         self._idle: deque[Connection] = deque()
-        self._busy: set[Connection] = set()
+        self._open: set[Connection] = set()
+        """All of them. The tick asks which are busy, so that an exchange need not say so."""
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -93,7 +94,10 @@ class Client:
             AppTimeout, AppConnectionLost, AppAnswerInvalid: the app may have seen the request.
         """
         connection = self._take() or await self._connect()
-        response = self._expect(connection, head, timeout_seconds, gather_bytes)
+        response = Response(
+            connection, is_head=head.startswith(b"HEAD "), upgrade=False, gather_bytes=gather_bytes
+        )
+        self._begin(connection, response, timeout_seconds)
         if isinstance(body, bytes):
             connection.send(head, body)
         else:
@@ -102,27 +106,25 @@ class Client:
         return response
 
     def begin(
-        self, head: bytes, body: bytes, *, timeout_seconds: float, gather_bytes: int = HIGH_WATER_BYTES
-    ) -> Response | None:
-        """Like `exchange`, without waiting: `Response.notify` says who is told when the answer has come.
+        self,
+        head: bytes,
+        body: bytes,
+        listener: Listener,
+        *,
+        timeout_seconds: float,
+        gather_bytes: int = HIGH_WATER_BYTES,
+    ) -> Connection | None:
+        """Like `exchange`, without waiting: *listener* is told, and not before this has returned.
 
-        Returns: None when no kept connection can be used; then nothing was sent.
+        Returns: what to `Connection.withdraw` it from; None when no kept connection can be used, and
+            nothing was sent.
         """
         connection = self._take()
-        if connection is None:
-            return None
-        response = self._expect(connection, head, timeout_seconds, gather_bytes)
-        connection.send(head, body)
-        return response
-
-    def _expect(
-        self, connection: Connection, head: bytes, timeout_seconds: float, gather_bytes: int
-    ) -> Response:
-        response = Response(
-            connection, is_head=head.startswith(b"HEAD "), upgrade=False, gather_bytes=gather_bytes
-        )
-        self._begin(connection, response, timeout_seconds)
-        return response
+        if connection is not None:
+            connection.ask(head, body, listener, timeout_seconds, gather_bytes)
+            if self._timer is None:
+                self._watch()
+        return connection
 
     async def stream(
         self,
@@ -162,7 +164,7 @@ class Client:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for connection in [*self._idle, *self._busy]:
+        for connection in list(self._open):
             connection.fail(AppConnectionLost("the client was closed"))
         await asyncio.sleep(0)  # let the transports close their sockets
 
@@ -170,7 +172,8 @@ class Client:
         """The connection used last, if it can be used again."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.idle_seconds < self._reuse_idle_seconds and connection.is_fresh():
+            idle_seconds = connection.loop.time() - connection.idle_since
+            if idle_seconds < self._reuse_idle_seconds and connection.is_fresh():
                 return connection
             connection.abort()
         return None
@@ -185,11 +188,11 @@ class Client:
         if self._closed or not connection.is_fresh():
             connection.abort()
             raise AppUnreachable(f"{self._host}:{self._port} took the connection and dropped it")
+        self._open.add(connection)
         return connection
 
     def _begin(self, connection: Connection, response: Response, timeout_seconds: float) -> None:
         connection.begin(response, timeout_seconds)
-        self._busy.add(connection)
         if self._timer is None:
             self._watch()
 
@@ -201,7 +204,6 @@ class Client:
 
     def keep(self, connection: Connection) -> None:
         """Take back a connection whose exchange is over."""
-        self._busy.discard(connection)
         if self._reuse_idle_seconds <= 0 or self._closed:
             connection.abort()
             return
@@ -211,7 +213,7 @@ class Client:
 
     def forget(self, connection: Connection) -> None:
         """Drop a connection that has ended."""
-        self._busy.discard(connection)
+        self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
@@ -224,11 +226,11 @@ class Client:
         """End what is over its deadline, close what has been idle too long."""
         self._timer = None
         now = asyncio.get_running_loop().time()
-        for connection in [one for one in self._busy if one.deadline <= now]:
+        for connection in [one for one in self._open if one.deadline <= now and one.is_busy]:
             connection.fail(AppTimeout("the app did not answer in time"))
         while self._idle and self._idle[0].idle_since <= now - self._reuse_idle_seconds:
             self._idle[0].abort()
-        if self._busy or self._idle:
+        if self._open:
             self._watch()
 
 

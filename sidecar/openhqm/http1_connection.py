@@ -194,7 +194,7 @@ class Response:
         self._notify = None
         self.close()
 
-    def _fill(self, head: Head, body: bytes) -> None:
+    def fill(self, head: Head, body: bytes) -> None:
         """Take a whole answer whose head is known."""
         self.known = head
         self.status, self.reason, self.version = head.status, head.reason, head.version
@@ -231,6 +231,18 @@ class Response:
             notify()
 
 
+class Listener(Protocol):
+    """Who is told of an answer instead of waiting for it."""
+
+    def answered(self, head: Head, body: bytes) -> None:
+        """The answer came whole behind a head whose `stored` is known: no Response is made of it."""
+        ...
+
+    def begun(self, response: Response) -> None:
+        """Any other answer, or error, comes as *response* does; here is the time to `notify`."""
+        ...
+
+
 class Owner(Protocol):
     """Who keeps connections between exchanges, and the heads of the answers that came on them."""
 
@@ -255,11 +267,15 @@ class Connection(asyncio.Protocol):
         self._poller = select.poll()
         self._parser = httptools.HttpResponseParser(self)
         self._response: Response | None = None
+        self._listener: Listener | None = None
+        """Who asked, until there is a Response."""
+        self._gather_bytes = 0
         self._sender: asyncio.Task[None] | None = None
         self._drain_waiter: asyncio.Future[None] | None = None
         self.writing_paused = False
         self._reading_paused = False
         self._closed = False
+        self._heads = owner.heads
         self.deadline = math.inf
         self.idle_since = 0.0
         self._reset()
@@ -278,6 +294,34 @@ class Connection(asyncio.Protocol):
         self._invalid = ""
 
     # -- for Client and Response ---------------------------------------------------------------
+
+    def ask(
+        self, head: bytes, body: bytes, listener: Listener, timeout_seconds: float, gather_bytes: int
+    ) -> None:
+        """Write a whole request; a Response is made only if its answer needs one."""
+        self._listener = listener
+        self._gather_bytes = gather_bytes
+        self.deadline = self.loop.time() + timeout_seconds
+        if head.startswith(b"HEAD "):
+            self._respond(listener, is_head=True)
+        self.send(head, body)
+
+    def _respond(self, listener: Listener, *, is_head: bool = False) -> Response:
+        """Make what takes the parts of an answer, or the error in place of one."""
+        self._listener = None
+        self._reset()
+        self._sent = True
+        self._response = response = Response(
+            self, is_head=is_head, upgrade=False, gather_bytes=self._gather_bytes
+        )
+        listener.begun(response)
+        return response
+
+    def withdraw(self, listener: Listener) -> None:
+        """End the exchange of *listener*, who is told no more; nothing happens when it is over."""
+        if self._listener is listener:
+            self._listener = None
+            self.abort()
 
     def begin(self, response: Response, timeout_seconds: float) -> None:
         self._reset()
@@ -331,8 +375,9 @@ class Connection(asyncio.Protocol):
             self.deadline = self.loop.time() + seconds
 
     @property
-    def idle_seconds(self) -> float:
-        return self.loop.time() - self.idle_since
+    def is_busy(self) -> bool:
+        """Whether an exchange is under way."""
+        return self._listener is not None or self._response is not None
 
     def is_fresh(self) -> bool:
         """Whether nothing has happened on this idle connection: no EOF, no reset, no stray byte.
@@ -374,6 +419,8 @@ class Connection(asyncio.Protocol):
 
     def _detach(self) -> Response | None:
         """Part from the current exchange, and stop sending its body."""
+        if self._listener is not None:
+            self._respond(self._listener)
         response, self._response = self._response, None
         if self._sender is not None:
             self._sender.cancel()
@@ -387,6 +434,21 @@ class Connection(asyncio.Protocol):
         self._poller.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
+        listener = self._listener
+        if listener is not None:
+            head = self._heads.find(data)
+            if (
+                head is not None
+                and head.stored
+                and head.body_bytes <= self._gather_bytes
+                and not self._transport.get_write_buffer_size()
+            ):
+                self._listener = None
+                self.idle_since = self.loop.time()
+                self._owner.keep(self)
+                listener.answered(head, data[len(head.raw) :])
+                return
+            self._respond(listener)
         response = self._response
         if response is None:
             self.abort()  # an answer nobody asked for must not become the next one's
@@ -436,10 +498,10 @@ class Connection(asyncio.Protocol):
         """End the exchange at once if *data* is a whole answer with a known head; otherwise parse it."""
         if self._start or response.is_head or not self._sent:
             return False
-        head = self._owner.heads.find(data)
+        head = self._heads.find(data)
         if head is None:
             return False
-        response._fill(head, data[len(head.raw) :])
+        response.fill(head, data[len(head.raw) :])
         self._keep_alive = True
         self._last_piece = data
         self._end(data)
@@ -488,7 +550,7 @@ class Connection(asyncio.Protocol):
         """Know the head of *data*, an answer that came in one piece, if it stands alone before its body."""
         raw = data[: data.find(b"\r\n\r\n") + 4]
         if self._keep_alive and not self._surplus and len(raw) + response._buffered == len(data):
-            self._owner.heads.keep(
+            self._heads.keep(
                 Head(
                     raw,
                     response.status,

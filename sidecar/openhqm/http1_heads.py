@@ -42,12 +42,19 @@ class KnownHeads:
 
     def __init__(self) -> None:
         self._heads: dict[bytes, Head] = {}
+        self._last: Head | None = None
 
     def find(self, data: bytes) -> Head | None:
         """Return the head of *data* if it is known and *data* is one whole answer."""
+        last = self._last  # most often it is the same again: no slice to be hashed
+        if last is not None and data.startswith(last.raw) and len(last.raw) + last.body_bytes == len(data):
+            return last
         end = data.find(b"\r\n\r\n") + 4
         head = self._heads.get(data[:end])
-        return head if head is not None and end + head.body_bytes == len(data) else None
+        if head is None or end + head.body_bytes != len(data):
+            return None
+        self._last = head
+        return head
 
     def keep(self, head: Head) -> None:
         """Know *head* from now on."""

@@ -13,7 +13,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from openhqm.http1 import Client, Response
+from openhqm.http1 import Client, Connection, Head, Response
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
@@ -129,16 +129,43 @@ def always(*parts: bytes, close: bool = False) -> Behaviour:
     return behave
 
 
+class Told:
+    """Listens for one answer, however it is told."""
+
+    def __init__(self) -> None:
+        self.response: Response | None = None
+        self.event = asyncio.Event()
+        self.connection: Connection | None = None
+
+    def answered(self, head: Head, body: bytes) -> None:
+        assert self.response is None
+        assert self.connection is not None
+        self.response = Response(self.connection, is_head=False, upgrade=False, gather_bytes=0)
+        self.response.fill(head, body)
+        self.response.complete = True
+        self.event.set()
+
+    def begun(self, response: Response) -> None:
+        assert self.response is None
+        self.response = response
+        response.notify(self.event.set)
+
+
 async def exchange_at_once(client: Client, head: bytes, body: bytes, *, timeout_seconds: float) -> Response:
-    """`Client.exchange` by way of `Client.begin`, on a connection opened for it."""
+    """`Client.exchange` by way of `Client.begin`, on a connection opened for it.
+
+    All heads known count as stored, so that no Response is made of an answer that needs none.
+    """
     await open_connection(client)
-    response = client.begin(head, body, timeout_seconds=timeout_seconds)
-    assert response is not None
-    told = asyncio.Event()
-    response.notify(told.set)
-    await told.wait()
-    await response.wait()
-    return response
+    for known in client.heads._heads.values():
+        known.stored = known.raw
+    told = Told()
+    told.connection = client.begin(head, body, told, timeout_seconds=timeout_seconds)
+    assert told.connection is not None
+    await told.event.wait()
+    assert told.response is not None
+    await told.response.wait()
+    return told.response
 
 
 async def open_connection(client: Client) -> None:

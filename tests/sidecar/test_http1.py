@@ -13,7 +13,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.sidecar.raw_app import Peer, always, connected, exchange_at_once, open_connection, running
+from tests.sidecar.raw_app import Peer, Told, always, connected, exchange_at_once, open_connection, running
 
 from openhqm.errors import AppAnswerInvalid, AppConnectionLost, AppError, AppTimeout, AppUnreachable
 from openhqm.http1 import Client, Framing, Response
@@ -252,8 +252,11 @@ PARTS = {
 }
 
 
+@pytest.mark.parametrize("exchange", [Client.exchange, exchange_at_once], ids=["waiting", "at once"])
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
-async def test_an_answer_with_a_known_head_may_come_in_any_pieces(parts: list[bytes]) -> None:
+async def test_an_answer_with_a_known_head_may_come_in_any_pieces(
+    parts: list[bytes], exchange: Exchange
+) -> None:
     """A head known from an earlier answer is used for whole answers only."""
 
     async def behave(peer: Peer) -> None:
@@ -266,14 +269,17 @@ async def test_an_answer_with_a_known_head_may_come_in_any_pieces(parts: list[by
 
     async with connected(behave, reuse_idle_seconds=60) as (app, client):
         for _ in range(3):
-            response = await client.exchange(GET, b"", timeout_seconds=5)
+            response = await exchange(client, GET, b"", timeout_seconds=5)
             assert (response.headers, response.take()) == ([(b"Content-Length", b"2")], b"ok")
             assert (response.known is not None) is (parts == [OK] and len(app.requests) > 1)
         assert app.connections == 1
 
 
+@pytest.mark.parametrize("exchange", [Client.exchange, exchange_at_once], ids=["waiting", "at once"])
 @pytest.mark.parametrize("surplus", [OK, b"x", b"\r\n"])
-async def test_bytes_behind_an_answer_with_a_known_head_end_its_connection(surplus: bytes) -> None:
+async def test_bytes_behind_an_answer_with_a_known_head_end_its_connection(
+    surplus: bytes, exchange: Exchange
+) -> None:
     """What follows the body is nobody's answer, known head or not."""
 
     async def behave(peer: Peer) -> None:
@@ -284,7 +290,7 @@ async def test_bytes_behind_an_answer_with_a_known_head_end_its_connection(surpl
 
     async with connected(behave, reuse_idle_seconds=60) as (app, client):
         for _ in range(3):
-            response = await client.exchange(GET, b"", timeout_seconds=5)
+            response = await exchange(client, GET, b"", timeout_seconds=5)
             assert response.take() == b"ok"
         assert app.connections == 2
 
@@ -577,17 +583,19 @@ async def test_an_answer_given_up_is_not_told() -> None:
         assert await peer.reader.read() == b""
 
     async with connected(stay_silent) as (app, client):
-        assert client.begin(POST, b"body", timeout_seconds=5) is None  # no connection is open
+        told = Told()
+        assert client.begin(POST, b"body", told, timeout_seconds=5) is None  # no connection is open
         await open_connection(client)
-        response = client.begin(POST, b"body", timeout_seconds=5)
-        assert response is not None
-        response.notify(lambda: pytest.fail("told"))
+        connection = client.begin(POST, b"body", told, timeout_seconds=5)
+        assert connection is not None
         await arrived.wait()
 
-        response.cancel()
+        connection.withdraw(Told())  # another's exchange is over: nothing happens
+        assert connection.is_busy
+        connection.withdraw(told)
 
         await asyncio.wait_for(app.quiet(), 5)
-        assert isinstance(response.error, AppConnectionLost)
+        assert told.response is None
         assert app.connections == 1
 
 
