@@ -244,7 +244,9 @@ class Autoscaler:
         await self._measure(scene, track)
         decision = self._decide(key, scene, track, bounds)
         held = hold(scene.target) if scene.target is not None else None
-        verdict = held or _about_sleep(self._powers.sleep(key), decision) or verdict_on(decision.reason)
+        verdict = (
+            held or _about_sleep(self._powers.sleep(key), decision, scene) or verdict_on(decision.reason)
+        )
         if decision.reason is Reason.NO_FIGURES and not self._is_unreachable(track):
             verdict = find(scene.proxy, ConditionType.AUTOSCALING_ACTIVE) or verdict_on(Reason.SCALING)
         wanted = scene.replicas if held else decision.replicas
@@ -445,11 +447,17 @@ def _why_awake(scene: Scene, decision: Decision) -> str:
     return "1 replica, as no gateway stands in that says whether anybody waits"
 
 
-def _about_sleep(sleep: Sleep, decision: Decision) -> Verdict | None:
-    """Why the workload is not scaled as asked for, if it never may go to zero."""
-    if not sleep.reason or decision.is_held:
-        return None
-    return Verdict.no(ConditionType.AUTOSCALING_ACTIVE, sleep.reason, sleep.message)
+def _about_sleep(sleep: Sleep, decision: Decision, scene: Scene) -> Verdict | None:
+    """Why the workload never may go to zero, or does not yet; None if nothing keeps it from that."""
+    if sleep.reason and not decision.is_held:
+        return Verdict.no(ConditionType.AUTOSCALING_ACTIVE, sleep.reason, sleep.message)
+    if decision.reason is Reason.IDLE and scene.replicas > 0 and not sleep.may:
+        return Verdict.yes(
+            ConditionType.AUTOSCALING_ACTIVE,
+            "GatewayStarting",
+            "Nobody wants anything: the workload goes to zero once its gateway has taken over.",
+        )
+    return None
 
 
 def _original(scene: Scene, track: _Track) -> int | None:

@@ -522,6 +522,7 @@ async def test_zero_waits_for_the_gateway_and_one_request_wakes_the_app(open_sho
 
     await shop.tick(8)
     waiting, wants = await shop.replicas(), shop.autoscaler.wants_sleep(shop.proxy)
+    told = await shop.verdict()
     has_gateway.add(shop.proxy)
     await shop.tick(2)
     asleep = await shop.replicas()
@@ -530,6 +531,8 @@ async def test_zero_waits_for_the_gateway_and_one_request_wakes_the_app(open_sho
     await shop.tick(3)
 
     assert (waiting, wants, asleep) == (1, True, 0)
+    assert told is not None
+    assert (told.status, told.reason) == (ConditionStatus.TRUE, "GatewayStarting")
     assert await shop.replicas() == 1
 
 
