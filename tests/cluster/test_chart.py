@@ -21,7 +21,13 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.test_operator import Shop
 
 from openhqm_operator.api import Spec
-from openhqm_operator.gateway import Gateway, build_deployment
+from openhqm_operator.gateway import (
+    Gateway,
+    build_budget,
+    build_deployment,
+    build_service,
+    build_slices,
+)
 from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import KubeError
 from openhqm_operator.login import from_kubeconfig
@@ -34,6 +40,8 @@ from openhqm_operator.resources import (
     SECRETS,
     SERVICES,
     Key,
+    key_of,
+    resource_of,
 )
 
 try:
@@ -493,6 +501,26 @@ async def test_operator_makes_gateways_that_do_nothing_but_that(operator: Kube) 
     for container, pod, sentence in GATEWAY_CHANGES:
         with pytest.raises(KubeError, match=sentence):
             await operator.create(_gateway(container, pod), manager="openhqm-operator")
+
+
+async def test_operator_has_a_gateway_join_a_service_and_takes_all_of_it_away(
+    operator: Kube, service: Object
+) -> None:
+    """Without an AsyncProxy of that name: only whether the account may write all this is looked at."""
+    name = f"sleepy-{next(_numbers)}"
+    proxy = {"metadata": {"name": name, "namespace": SHOP, "uid": str(uuid.uuid4())}}
+    spec = Spec.model_validate({"targetRef": {"kind": "Deployment", "name": "legacy"}})
+    port = AppPort("app", "http", 8080)
+    gateway = Gateway(proxy, spec, port, {"app": "legacy"}, "1")
+    pod_metadata = {"name": "gateway-1", "namespace": SHOP, "uid": str(uuid.uuid4())}
+    pod = {"metadata": pod_metadata, "spec": {"nodeName": "node"}, "status": {"podIP": "10.1.2.3"}}
+
+    made = [build_service(gateway), build_budget(gateway), *build_slices(proxy, service, port, [pod])]
+    for one in [*made, *made]:
+        await operator.apply(one, manager="openhqm-operator", force=True)
+
+    for one in made:
+        assert await operator.delete(resource_of(one), key_of(one))
 
 
 async def test_operator_leaves_a_users_async_proxy_as_it_was_asked_for(
