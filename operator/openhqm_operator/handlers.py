@@ -106,6 +106,23 @@ def _teller(kind: str, told: Tell, told_gone: Tell) -> Any:
     return tell
 
 
+class _Response(aiohttp.ClientResponse):
+    """Ends its connection at once if that is not read to its end: a polite end of TLS takes up to 30 s."""
+
+    def close(self) -> None:
+        self._abort()
+        super().close()
+
+    def release(self) -> Any:
+        self._abort()
+        return super().release()
+
+    def _abort(self) -> None:
+        connection = self.connection  # None once all was read
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()
+
+
 def _session(login: Login, authorization: Authorization) -> aiohttp.ClientSession:
     """Logs in as `kube.py` does, asking for the token before each call."""
 
@@ -127,4 +144,5 @@ def _session(login: Login, authorization: Authorization) -> aiohttp.ClientSessio
         trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         middlewares=[authorize],
+        response_class=_Response,
     )
