@@ -96,6 +96,13 @@ class Breaker:
         elif self.state is BreakerState.CLOSED and result is not CallResult.NEUTRAL:
             self._count(result, now)
 
+    def succeeded(self, now: float) -> None:
+        """What `ended` does for a SUCCESS that is not the probe's, while closed: most calls by far."""
+        self._in_a_row = 0
+        self._calls += 1
+        if self._calls == WINDOW_CALLS:
+            self._judge_window(now)
+
     def _judge_probe(self, result: CallResult, now: float) -> None:
         if result is CallResult.SUCCESS:
             self._close()
@@ -104,16 +111,22 @@ class Breaker:
             self._open(now)
 
     def _count(self, result: CallResult, now: float) -> None:
+        if result is CallResult.SUCCESS:
+            self.succeeded(now)
+            return
         self._in_a_row = self._in_a_row + 1 if result is CallResult.FAILURE else 0
         self._calls += 1
-        self._failed += result is not CallResult.SUCCESS
+        self._failed += 1
         if self._in_a_row >= self._settings.failures:
             self._open(now)
         elif self._calls == WINDOW_CALLS:
-            mostly_failed = self._failed * 2 >= WINDOW_CALLS
-            self._calls = self._failed = 0
-            if mostly_failed:
-                self._open(now)
+            self._judge_window(now)
+
+    def _judge_window(self, now: float) -> None:
+        mostly_failed = self._failed * 2 >= WINDOW_CALLS
+        self._calls = self._failed = 0
+        if mostly_failed:
+            self._open(now)
 
     def _open(self, now: float) -> None:
         self.state = BreakerState.OPEN

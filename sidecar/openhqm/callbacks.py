@@ -13,7 +13,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -206,7 +206,7 @@ class Callbacks:
     def unused(self, permits: int) -> None:
         """Permits are not counted."""
 
-    def taken(self, held: Held) -> None:
+    def taken(self, batch: Sequence[Held]) -> None:
         """Nothing to prepare."""
 
     def begin(self, held: Held) -> bool:
@@ -239,7 +239,11 @@ class Callbacks:
             return Release(lease.id, lease.epoch)
         return Retry(lease.id, lease.epoch, self._policy.backoff_seconds(lease.attempt, self._jitter()))
 
-    def committed(self, held: Held, settlement: Settlement, accepted: bool) -> None:
+    def committed(self, batch: Sequence[tuple[Held, Settlement]], accepted: Sequence[bool]) -> None:
+        for (held, settlement), is_accepted in zip(batch, accepted, strict=True):
+            self._log(held, settlement, is_accepted)
+
+    def _log(self, held: Held, settlement: Settlement, accepted: bool) -> None:
         event = "lease.lost" if not accepted else _EVENTS[_kind(settlement)]
         reason = settlement.reason if isinstance(settlement, Finish) else ""
         parent = held.lease.parent or held.lease.id

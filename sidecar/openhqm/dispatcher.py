@@ -120,8 +120,8 @@ class Worker(Protocol):
         """That many permits brought no lease."""
         ...
 
-    def taken(self, held: Held) -> None:
-        """The lease is committed; its attempt follows."""
+    def taken(self, batch: Sequence[Held]) -> None:
+        """The leases are committed; their attempts follow."""
         ...
 
     def begin(self, held: Held) -> bool:
@@ -137,8 +137,8 @@ class Worker(Protocol):
         """Stop what is under way, and say what to settle; None drops the result."""
         ...
 
-    def committed(self, held: Held, settlement: Settlement, accepted: bool) -> None:
-        """The store committed the settlement, or refused it because the lease is not ours."""
+    def committed(self, batch: Sequence[tuple[Held, Settlement]], accepted: Sequence[bool]) -> None:
+        """The store committed each settlement, or refused it because the lease is not ours."""
         ...
 
 
@@ -319,21 +319,22 @@ class Dispatcher:
             self._note_quiet()
         self._worker.unused(limit - len(leases))
         now = loop.time()
-        for lease in leases:
-            self._take(Held(lease, asked_at, now))
+        self._take([Held(lease, asked_at, now) for lease in leases])
 
-    def _take(self, held: Held) -> None:
-        self._held.add(held)
-        if not self._leasing or self._running >= self.slots:  # changed while the lease call waited
+    def _take(self, batch: Sequence[Held]) -> None:
+        self._held.update(batch)
+        room = max(0, self.slots - self._running) if self._leasing else 0
+        for held in batch[room:]:  # one of them changed while the lease call waited
             self._put(held, Release(held.lease.id, held.lease.epoch))
-            return
-        self._running += 1
-        self._worker.taken(held)
-        if held.stop is None:
-            held.is_on_short_way = True
-            if self._worker.begin(held):
-                return
-        self.go_on(held)
+        batch = batch[:room]
+        self._running += len(batch)
+        self._worker.taken(batch)
+        for held in batch:
+            if held.stop is None:
+                held.is_on_short_way = True
+                if self._worker.begin(held):
+                    continue
+            self.go_on(held)
 
     # one attempt
 
@@ -424,8 +425,9 @@ class Dispatcher:
     # settling
 
     def _put(self, held: Held, settlement: Settlement) -> None:
+        if not self._unsettled:
+            self._results.set()
         self._unsettled.append((held, settlement))
-        self._results.set()
 
     async def _settle_results(self) -> None:
         while True:
@@ -448,8 +450,7 @@ class Dispatcher:
                 await asyncio.sleep(backoff_seconds)
                 backoff_seconds = min(backoff_seconds * 2, STORE_MAX_BACKOFF_SECONDS)
         self._forget([held for held, _ in batch])
-        for (held, settlement), accepted in zip(batch, answers, strict=True):
-            self._worker.committed(held, settlement, accepted)
+        self._worker.committed(batch, answers)
 
     def _forget(self, ended: Sequence[Held]) -> None:
         if len(self._held) >= self._most_held:

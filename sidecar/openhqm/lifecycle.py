@@ -87,6 +87,6 @@ class Lifecycle:
         for listener in self._listeners[event.what]:
             listener(event)
 
-    def tally(self, what: Happening) -> None:
+    def tally(self, what: Happening, times: int = 1) -> None:
         """Count something nobody `hears`."""
-        self.happened[what] += 1
+        self.happened[what] += times

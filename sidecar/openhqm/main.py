@@ -222,7 +222,7 @@ class Process:
             self._lifecycle,
             runners,
             probe_app=_app_probe(settings, client),
-            checkpoint=self._checkpoint or _pass_by,
+            checkpoint=self._checkpoint,
         )
         self._hot.append(egress.apply)
         self._lifecycle.listen(egress.on_event, [Happening.CANCEL_REQUESTED])
@@ -435,7 +435,3 @@ def _app_probe(settings: Settings, client: Client | None) -> AppProbe | None:
     if client is None or settings.app.url is None or settings.app.health_path is None:
         return None
     return AppProbe(client, settings.app.url, settings.app.health_path)
-
-
-def _pass_by(step: str) -> None:
-    """The checkpoint of a process that nobody wants to end."""

@@ -233,7 +233,8 @@ class RetryBudget:
 
     def first_attempt(self) -> None:
         """A request was sent for the first time."""
-        self._tokens = min(self._MOST_TOKENS, self._tokens + self._earned)
+        if self._tokens < self._MOST_TOKENS:
+            self._tokens = min(self._MOST_TOKENS, self._tokens + self._earned)
 
     def ended(self, *, failed: bool) -> None:
         """An attempt ended; *failed* when it is to be retried or brought nothing."""

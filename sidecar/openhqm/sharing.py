@@ -101,16 +101,16 @@ class SharingEgress(Egress):
             self._backlog.due = 0  # it was less than sampled: others of this queue were faster
         super().unused(permits)
 
-    def taken(self, held: Held) -> None:
-        self._asked -= 1
-        if self._is_previous and self._backlog.due:
-            self._backlog.due -= 1
-        super().taken(held)
+    def taken(self, batch: Sequence[Held]) -> None:
+        self._asked -= len(batch)
+        if self._is_previous:
+            self._backlog.due = max(self._backlog.due - len(batch), 0)
+        super().taken(batch)
 
-    def committed(self, held: Held, settlement: Settlement, accepted: bool) -> None:
-        if held.notes is None:  # given back at once, never `taken`
-            self._asked -= 1
-        super().committed(held, settlement, accepted)
+    def committed(self, batch: Sequence[tuple[Held, Settlement]], accepted: Sequence[bool]) -> None:
+        # Those without notes were given back at once, never `taken`.
+        self._asked -= sum([held.notes is None for held, _ in batch])
+        super().committed(batch, accepted)
 
 
 class Together:

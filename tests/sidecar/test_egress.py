@@ -700,6 +700,25 @@ async def test_handler_targets_are_served():
     assert record.state is State.DONE
 
 
+@pytest.mark.parametrize("status", [200, 404, 500])
+@in_virtual_time
+async def test_an_ordinary_answer_is_settled_as_any_other(status):
+    """What is decided in one step for most answers is what the table and the breaker come to."""
+    settled = []
+    for checkpoint in (None, lambda step: None):  # somebody who watches the steps gets all of them
+        async with Bench(status, checkpoint=checkpoint) as bench:
+            record = await bench.final(await bench.accept())
+        breaker = bench.egress._breaker
+        answered = bench.events[-1]
+        note = json.loads(record.history)
+        note["at"] = round(note["at"] - record.started_at, 6)
+        settled.append((record.state, record.attempts, record.reason, record.answer, note))
+        settled[-1] += (answered.what, answered.status, answered.attempt, answered.body_bytes)
+        settled[-1] += (breaker._calls, breaker._failed, bench.egress._budget.failing_share)
+
+    assert settled[0] == settled[1]
+
+
 @in_virtual_time
 async def test_checkpoints_come_in_the_order_of_the_steps():
     steps = []
@@ -774,9 +793,10 @@ async def test_lease_interrupted_before_its_slot_turned_to_it_is_not_sent():
         assert isinstance(dispatcher, Dispatcher)
         taken = bench.egress.taken
 
-        def interrupt(held):
-            taken(held)
-            dispatcher._interrupt(held, Stop.DRAIN)
+        def interrupt(batch):
+            taken(batch)
+            for held in batch:
+                dispatcher._interrupt(held, Stop.DRAIN)
             bench.egress.taken = taken
 
         bench.egress.taken = interrupt
