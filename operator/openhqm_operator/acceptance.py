@@ -90,7 +90,8 @@ def _check_annotations(seen: Observed) -> None:
     try:
         read_annotations(annotations, seen.target["kind"], seen.target["metadata"]["name"])
     except AnnotationsInvalid as exc:
-        raise Refusal("InvalidAnnotation", f"Nothing was changed. {'. '.join(exc.problems)}.") from exc
+        sentences = (one if one.endswith("?") else f"{one}." for one in exc.problems)
+        raise Refusal("InvalidAnnotation", f"Nothing was changed. {' '.join(sentences)}") from exc
 
 
 def is_made_from(proxy: Mapping[str, Any], workload: Mapping[str, Any]) -> bool:

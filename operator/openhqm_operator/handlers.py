@@ -75,9 +75,15 @@ def build_registry(
     return registry
 
 
+def quieten() -> None:
+    """Keep of kopf's log what somebody must look at; below warnings it has a line for each event."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    # Warns that signals are left alone outside of the main thread, which is why it runs there.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+
+
 def set_up(settings: kopf.OperatorSettings) -> None:
     """How kopf behaves in our process."""
-    logging.getLogger("kopf").setLevel(logging.WARNING)  # below that, a line for each event
     settings.posting.enabled = False  # `events.py` does that
     settings.scanning.disabled = True  # no right to watch all CRDs and namespaces is needed
     settings.process.ultimate_exiting_timeout = None  # we end it, by ending ourselves

@@ -20,7 +20,7 @@ import kopf
 import structlog
 import uvloop
 
-from openhqm_operator.handlers import build_registry
+from openhqm_operator.handlers import build_registry, quieten
 from openhqm_operator.login import Login
 from openhqm_operator.reconcile import Work
 from openhqm_operator.sightings import Sightings
@@ -61,6 +61,7 @@ class KopfThread:
         Raises:
             KopfEnded: it does not run any more.
         """
+        quieten()
         self._sightings.begin()
         ours = asyncio.get_running_loop()
         threading.Thread(target=self._live, args=(ours,), name="kopf", daemon=True).start()

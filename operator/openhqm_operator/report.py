@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from openhqm_operator import names
 from openhqm_operator.api import API_VERSION, KIND
 from openhqm_operator.api_status import ConditionStatus, ConditionType
 from openhqm_operator.conditions import Verdict, find, merge, sum_up
@@ -78,8 +79,16 @@ def _is_fine(verdict: Verdict) -> bool:
 def about_store(seen: Observed, census: Census) -> Verdict:
     kind, reaches = ConditionType.STORE_REACHABLE, seen.told.reaches_store
     if reaches is None:
-        reason = "Unknown" if census.with_sidecar else "NoPods"
-        return Verdict.unknown(kind, reason, "No sidecar has said yet whether it reaches its store.")
+        if not census.with_sidecar:
+            return Verdict.unknown(
+                kind, "NoPods", "No Pod has a sidecar that could say whether it reaches its store."
+            )
+        return Verdict.unknown(
+            kind,
+            "Unknown",
+            "No sidecar has said yet whether it reaches its store. If that stays so, see whether a "
+            f"NetworkPolicy keeps the operator from port {names.HEALTH_PORT} of the Pods.",
+        )
     if reaches:
         return Verdict.yes(kind, "Reachable", "The sidecars reach their store.")
     return Verdict.no(

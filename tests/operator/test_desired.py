@@ -219,7 +219,7 @@ def test_annotations_that_cannot_be_followed_are_named_and_change_nothing() -> N
     _, reason, message = conditions(seen)["Accepted"]
 
     assert reason == "InvalidAnnotation"
-    assert "openhqm.io/concurency is not known, did you mean openhqm.io/concurrency?" in message
+    assert message.endswith("openhqm.io/concurency is not known, did you mean openhqm.io/concurrency?")
     assert kinds(seen) == [SetStatus]
     warned = [step.regarding["kind"] for step in desired(seen).steps if isinstance(step, Tell)]
     assert warned == ["AsyncProxy", "Deployment"]
