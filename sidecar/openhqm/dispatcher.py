@@ -425,9 +425,8 @@ class Dispatcher:
     # settling
 
     def _put(self, held: Held, settlement: Settlement) -> None:
-        if not self._unsettled:
-            self._results.set()
         self._unsettled.append((held, settlement))
+        self._results.set()
 
     async def _settle_results(self) -> None:
         while True:
