@@ -30,7 +30,14 @@ _OFFERED: dict[str, tuple[str, ...] | None] = {
         "trusted_proxies",
         "forwarded_headers",
     ),
-    "egress": None,
+    "egress": (
+        "concurrency",
+        "lease_seconds",
+        "app_timeout_seconds",
+        "connect_timeout_seconds",
+        "reuse_idle_seconds",
+        "rate_per_second",
+    ),
     "breaker": None,
     "retry": None,
     "response": None,
@@ -39,7 +46,7 @@ _OFFERED: dict[str, tuple[str, ...] | None] = {
     "log": ("level", "access"),
 }
 """Areas and settings an AsyncProxy may set; None: all of the area. Ports, addresses and file places are the
-injector's; keys and secrets come from Secrets."""
+injector's; keys and secrets come from Secrets; `egress.paused` is `spec.paused`."""
 
 
 def _settings_part() -> type[Part]:

@@ -51,6 +51,8 @@ def _settings(spec: Spec, queue: str) -> dict[str, Any]:
         settings["queue"]["key"] = spec.key.model_dump(mode="json", exclude_none=True, by_alias=True)
     if share := spec.intercept.model_dump(mode="json", include={"shadow", "percent"}, exclude_defaults=True):
         settings["intercept"] = share
+    if spec.paused:
+        settings.setdefault("egress", {})["paused"] = True
     if spec.routes:
         settings["routes"] = [_route(route) for route in spec.routes]
     return settings

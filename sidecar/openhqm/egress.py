@@ -229,6 +229,8 @@ class Egress:
         """Statuses that say more than that the app answered."""
         self._budget = RetryBudget(settings.retry.budget_percent, now)
         self._rate = TokenBucket(settings.egress.rate_per_second, now)
+        self.paused = settings.egress.paused
+        """Whether nothing is sent (`egress.paused`); what is in flight goes on."""
 
     @property
     def concurrency(self) -> int:
@@ -278,6 +280,8 @@ class Egress:
 
     def permits(self, wanted: int, now: float) -> tuple[int, float | None]:
         """Closed breaker first, then a rate token for each: design R4."""
+        if self.paused:
+            return 0, None
         granted = self._breaker.permits(now, wanted)
         if not granted:
             return 0, self._breaker.wait_seconds(now) or None

@@ -374,6 +374,11 @@ class EgressSettings(Area):
     rate_per_second: NonNegativeFloat = Field(
         0.0, description="Most requests started per second, per process; 0: no limit."
     )
+    paused: bool = Field(
+        False,
+        description="Send nothing to the app; requests are still accepted. For one process, where "
+        "`openhqm pause` is for all of a queue.",
+    )
 
 
 class BreakerSettings(Area):

@@ -132,5 +132,9 @@ class Together:
         return self._all[0].concurrency
 
     @property
+    def paused(self) -> bool:
+        return self._all[0].paused
+
+    @property
     def breaker_state(self) -> str:
         return self._all[0].breaker_state

@@ -55,6 +55,11 @@ class EgressFigures(Protocol):
         ...
 
     @property
+    def paused(self) -> bool:
+        """Whether this process sends nothing by its settings."""
+        ...
+
+    @property
     def breaker_state(self) -> str:
         """closed, open or half-open."""
         ...
@@ -169,7 +174,7 @@ class Stats:
             "drain_per_second": drain,
             "mean_app_seconds": _rounded(self._mean_app_seconds),
             "busy_seconds": round(self._busy_seconds, 3),
-            "paused": counts.paused,
+            "paused": counts.paused or (egress is not None and egress.paused),
             "breaker": egress.breaker_state if egress else None,
             "app_healthy": self._app_healthy(),
             "phase": self.phase,

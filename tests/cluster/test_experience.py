@@ -429,10 +429,29 @@ def test_a_burst_makes_it_grow_and_its_end_makes_it_shrink(story: Story) -> None
     story.wait("one replica", lambda: story.get("deployment", "legacy")["spec"]["replicas"] == 1, 180)
 
 
+def test_it_sleeps_at_zero_and_a_request_wakes_it(story: Story) -> None:
+    """The Service answers at every moment: POSTs are queued, what is read is held until the app is there."""
+    story.annotate("openhqm.io/max-replicas=2", "openhqm.io/min-replicas=0", "openhqm.io/idle-after=10")
+    story.wait("zero", lambda: story.get("deployment", "legacy")["spec"]["replicas"] == 0, 150)
+    story.wait("no Pods", lambda: story.pods() == [])
+
+    started = time.monotonic()
+    status, headers, _ = story.call("POST", "/orders", b"wake up")
+    assert status == 202, story.report()
+    reading, app_headers, _ = story.call("GET", "/count")
+    answered, _, answer = story.answer_of(headers["Location"])
+
+    print(f"wake from zero to the first answer: {time.monotonic() - started:.1f} s")
+    assert (reading, app_headers["X-Legacy"]) == (200, "yes")
+    assert (answered, json.loads(answer)["sha256"]) == (201, digest(b"wake up"))
+    story.wait("one replica", lambda: len(story.pods()) == 1 and story.is_rolled_out())
+
+
 def test_without_the_annotation_all_is_as_before(story: Story) -> None:
     bodies = [b"last %d" % number for number in range(40)]
     statuses = [story.call("POST", "/orders?wait=0.3", body)[0] for body in bodies]
-    story.annotate("openhqm.io/enabled-", "openhqm.io/max-replicas-", "openhqm.io/concurrency-")
+    names = ("enabled", "max-replicas", "min-replicas", "idle-after", "concurrency")
+    story.annotate(*(f"openhqm.io/{name}-" for name in names))
 
     story.wait("ejection", lambda: not story.is_injected() and story.is_rolled_out(), 120)
 

@@ -81,6 +81,12 @@ def test_shadow_and_percent_are_the_sidecar_s(read: Any) -> None:
     assert "intercept" not in render_settings(spec(), namespace="shop", name="legacy")
 
 
+def test_a_paused_proxy_sends_nothing(read: Any) -> None:
+    settings = read(paused=True, settings={"egress": {"concurrency": 2}})
+
+    assert (settings.egress.paused, settings.egress.concurrency) == (True, 2)
+
+
 @pytest.mark.parametrize("place", ["header", "cookie", "path", "json"])
 def test_the_ordering_key_is_where_the_proxy_says(read: Any, place: str) -> None:
     value = {"json": "/order/customer", "path": "^/orders/([^/]+)"}.get(place, "X-Customer")

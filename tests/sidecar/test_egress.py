@@ -650,6 +650,18 @@ async def test_paused_store_leases_nothing():
 
 
 @in_virtual_time
+async def test_pausing_by_settings_sends_nothing_until_it_is_taken_back():
+    async with Bench(200) as bench:
+        running = bench.settings
+        bench.egress.apply(changed(running, paused=True))
+        id = await bench.accept()
+        await asyncio.sleep(5.0)
+        assert bench.app.calls == []
+        bench.egress.apply(running)
+        assert (await bench.final(id)).state is State.DONE
+
+
+@in_virtual_time
 async def test_cancelling_the_loop_leaves_leases_to_lapse():
     """As a crash does: R4 judges them, nothing is settled on the way out."""
     bench = Bench(500.0)

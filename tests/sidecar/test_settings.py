@@ -51,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "egress.connect_timeout_seconds": 5.0,
     "egress.reuse_idle_seconds": 1.0,
     "egress.rate_per_second": 0.0,
+    "egress.paused": False,
     "breaker.failures": 5,
     "breaker.open_seconds": 1.0,
     "breaker.max_open_seconds": 30.0,

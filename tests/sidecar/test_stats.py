@@ -19,6 +19,7 @@ class Egress:
     in_flight: int = 3
     concurrency: int = 8
     breaker_state: str = "closed"
+    paused: bool = False
 
 
 class Clock:
