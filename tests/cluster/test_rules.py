@@ -163,7 +163,7 @@ def test_what_is_not_given_shows_its_default(api_server: ControlPlane) -> None:
     spec = create(api_server, {"settings": {"egress": {"concurrency": 2}}})["spec"]
 
     assert spec["intercept"] == {"type": "Auto", "shadow": False, "percent": 100}
-    assert (spec["scaling"]["mode"], spec["scaling"]["down"]["windowSeconds"]) == ("Off", 60)
+    assert (spec["scaling"]["mode"], spec["scaling"]["down"]["windowSeconds"]) == ("Off", 120)
     assert (spec["readiness"], spec["rollout"], spec["paused"]) == ("Proxy", "Automatic", False)
     assert spec["settings"] == {
         "egress": {
