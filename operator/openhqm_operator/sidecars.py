@@ -57,15 +57,17 @@ class Figures(_Answer):
 
     store: _Store
     backlog: _Count | None = None
+    previous_backlog: _Count | None = 0
+    """Of the store used before; None while it cannot be asked, which is not empty."""
     callbacks: _Lane | None = None
     settings: str | None = None
 
     @property
     def left(self) -> int | None:
-        """Requests and callbacks not finished."""
-        if self.backlog is None or self.callbacks is None:
+        """Requests and callbacks not finished, in both stores; None where that is not known."""
+        if self.backlog is None or self.previous_backlog is None or self.callbacks is None:
             return None
-        return self.backlog + self.callbacks.backlog
+        return self.backlog + self.previous_backlog + self.callbacks.backlog
 
 
 def sum_up(answers: Sequence[Figures | None]) -> Told:

@@ -49,6 +49,11 @@ def test_the_largest_count_is_what_is_left() -> None:
     assert told == Told(6, frozenset({"digest"}), True)
 
 
+def test_what_the_store_used_before_still_holds_counts_too() -> None:
+    assert sum_up([figures(backlog=1, previous_backlog=2)]).left == 3
+    assert sum_up([figures(previous_backlog=None)]).left is None
+
+
 def test_a_silent_sidecar_may_still_have_old_settings() -> None:
     assert sum_up([figures(), None]).settings == frozenset({"digest", None})
 
