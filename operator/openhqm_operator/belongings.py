@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import yaml
 
 from openhqm_operator import names
-from openhqm_operator.api import API_VERSION, KIND, Spec
+from openhqm_operator.api import Spec
 from openhqm_operator.interception import restoring
 from openhqm_operator.observe import Observed
+from openhqm_operator.owned import owned_metadata
 from openhqm_operator.resources import ASYNC_PROXIES, CONFIG_MAPS, SERVICES, Object, key_of
 from openhqm_operator.sidecar_settings import render_settings
 from openhqm_operator.steps import Action, Apply, MintHandleKey, MintStoreUser, Patch
@@ -45,29 +46,6 @@ def _settings_map(proxy: Object, data: Mapping[str, str]) -> Object:
         "kind": CONFIG_MAPS.kind,
         "metadata": metadata,
         "data": dict(data),
-    }
-
-
-def owned_metadata(proxy: Object, name: str) -> Object:
-    """Metadata of an object of ours that goes with the AsyncProxy."""
-    metadata = proxy["metadata"]
-    return {
-        "name": name,
-        "namespace": metadata["namespace"],
-        "labels": {
-            names.MANAGED_BY_LABEL: names.MANAGED_BY,
-            names.PROXY_LABEL: names.label_value(metadata["name"]),
-        },
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
     }
 
 

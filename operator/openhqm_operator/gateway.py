@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from openhqm_operator import names
-from openhqm_operator.api import API_VERSION, KIND, InterceptType, Spec
+from openhqm_operator.api import InterceptType, Spec
+from openhqm_operator.owned import owned_metadata
 from openhqm_operator.plan import AppPort, drain_seconds
 from openhqm_operator.platform_settings import Platform
 from openhqm_operator.resources import (
@@ -107,7 +108,7 @@ def build_service(gateway: Gateway) -> Object:
     return {
         "apiVersion": SERVICES.api_version,
         "kind": SERVICES.kind,
-        "metadata": _metadata(gateway.proxy, service_name(gateway.name)),
+        "metadata": owned_metadata(gateway.proxy, service_name(gateway.name), names.GATEWAY),
         "spec": {"type": "ClusterIP", "selector": dict(gateway.selector), "ports": [port]},
     }
 
@@ -117,7 +118,7 @@ def build_budget(gateway: Gateway) -> Object:
     return {
         "apiVersion": POD_DISRUPTION_BUDGETS.api_version,
         "kind": POD_DISRUPTION_BUDGETS.kind,
-        "metadata": _metadata(gateway.proxy, deployment_name(gateway.name)),
+        "metadata": owned_metadata(gateway.proxy, deployment_name(gateway.name), names.GATEWAY),
         "spec": {"minAvailable": 1, "selector": {"matchLabels": _selector(gateway.name)}},
     }
 
@@ -128,7 +129,7 @@ def build_deployment(gateway: Gateway, platform: Platform) -> Object:
     made: Object = {
         "apiVersion": DEPLOYMENTS.api_version,
         "kind": DEPLOYMENTS.kind,
-        "metadata": _metadata(gateway.proxy, deployment_name(gateway.name)),
+        "metadata": owned_metadata(gateway.proxy, deployment_name(gateway.name), names.GATEWAY),
         "spec": {
             "replicas": REPLICAS,
             "selector": selector,
@@ -228,7 +229,7 @@ def refresh_slice(proxy: Object, present: Mapping[str, Any], pods: Iterable[Obje
 
 def _slice(proxy: Object, service: str, family: str, ports: list[Object], pods: Iterable[Object]) -> Object:
     name = proxy["metadata"]["name"]
-    metadata = _metadata(proxy, slice_name(name, service, family))
+    metadata = owned_metadata(proxy, slice_name(name, service, family), names.GATEWAY)
     metadata["labels"] |= {
         names.SERVICE_NAME_LABEL: service,
         names.SLICE_MANAGER_LABEL: names.SLICE_MANAGER,
@@ -277,29 +278,3 @@ def is_ready(pod: Mapping[str, Any]) -> bool:
     """Whether a Pod says that it is Ready."""
     conditions = (pod.get("status") or {}).get("conditions") or ()
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
-
-
-# --- whose they are ----------------------------------------------------------------------------------------
-
-
-def _metadata(proxy: Object, name: str) -> Object:
-    metadata = proxy["metadata"]
-    return {
-        "name": name,
-        "namespace": metadata["namespace"],
-        "labels": {
-            names.MANAGED_BY_LABEL: names.MANAGED_BY,
-            names.COMPONENT_LABEL: names.GATEWAY,
-            names.PROXY_LABEL: names.label_value(metadata["name"]),
-        },
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
-    }

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 
 from openhqm_operator import names
-from openhqm_operator.belongings import owned_metadata
 from openhqm_operator.desired import desired
 from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import AlreadyExists, Conflict, Invalid, KubeError, NotFound, Unavailable
 from openhqm_operator.observe import Observed, Observer
+from openhqm_operator.owned import owned_metadata
 from openhqm_operator.ownership import Change, Create, Discard, Owning, own
 from openhqm_operator.resources import (
     ASYNC_PROXIES,

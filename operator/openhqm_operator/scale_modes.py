@@ -17,8 +17,8 @@ from typing import Any
 from openhqm_operator import names
 from openhqm_operator.api import MAX_REPLICAS, Scaling, ScalingMode
 from openhqm_operator.figures import Figures
+from openhqm_operator.owned import owned_metadata
 from openhqm_operator.resources import (
-    ASYNC_PROXIES,
     HORIZONTAL_POD_AUTOSCALERS,
     SCALED_OBJECTS,
     Object,
@@ -152,7 +152,7 @@ def _autoscaler(proxy: Object, scaling: Scaling) -> Object:
     return {
         "apiVersion": HORIZONTAL_POD_AUTOSCALERS.api_version,
         "kind": HORIZONTAL_POD_AUTOSCALERS.kind,
-        "metadata": _metadata(proxy),
+        "metadata": owned_metadata(proxy, names.child_name(proxy["metadata"]["name"], "scaling")),
         "spec": {
             "scaleTargetRef": _target(proxy),
             "minReplicas": max(least, 1),
@@ -179,7 +179,7 @@ def _scaled_object(proxy: Object, scaling: Scaling, url: str) -> Object:
     return {
         "apiVersion": SCALED_OBJECTS.api_version,
         "kind": SCALED_OBJECTS.kind,
-        "metadata": _metadata(proxy),
+        "metadata": owned_metadata(proxy, names.child_name(proxy["metadata"]["name"], "scaling")),
         "spec": {
             "scaleTargetRef": _target(proxy),
             "minReplicaCount": least,
@@ -206,28 +206,6 @@ def _behavior() -> Object:
         return {"stabilizationWindowSeconds": 0, "selectPolicy": "Max", "policies": [policy]}
 
     return {"scaleUp": at_once("Pods", MAX_REPLICAS), "scaleDown": at_once("Percent", 100)}
-
-
-def _metadata(proxy: Object) -> Object:
-    metadata = proxy["metadata"]
-    return {
-        "name": names.child_name(metadata["name"], "scaling"),
-        "namespace": metadata["namespace"],
-        "labels": {
-            names.MANAGED_BY_LABEL: names.MANAGED_BY,
-            names.PROXY_LABEL: names.label_value(metadata["name"]),
-        },
-        "ownerReferences": [
-            {
-                "apiVersion": ASYNC_PROXIES.api_version,
-                "kind": ASYNC_PROXIES.kind,
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
-    }
 
 
 def _target(proxy: Object) -> Object:
