@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 from structlog.testing import capture_logs
 from tests.operator.fake_api import Answer, FakeApi, status
 
@@ -25,20 +23,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest_asyncio.fixture
-async def api() -> AsyncIterator[FakeApi]:
-    api = FakeApi()
-    await api.start()
-    yield api
-    await api.stop()
-
-
-@pytest_asyncio.fixture
-async def kube(api: FakeApi) -> AsyncIterator[Kube]:
-    async with api.client() as kube:
-        yield kube
 
 
 async def write(events: Events) -> None:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import kopf
-import pytest_asyncio
 from tests.operator.fake_api import Answer, FakeApi, FakeLogin
 
 from openhqm_operator import names
 from openhqm_operator.handlers import _Endlessly, _session, set_up
-
-
-@pytest_asyncio.fixture
-async def api() -> AsyncIterator[FakeApi]:
-    api = FakeApi()
-    await api.start()
-    yield api
-    await api.stop()
 
 
 def test_its_finalizer_is_neither_ours_nor_that_of_other_operators() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
-import pytest_asyncio
 from tests.operator.fake_api import HANGS, Answer, FakeApi, status
 
 from openhqm_operator.kube import Kube
@@ -31,20 +28,6 @@ CONFIG_MAP = {
     "metadata": {"namespace": "shop", "name": "legacy"},
     "data": {"a": "1"},
 }
-
-
-@pytest_asyncio.fixture
-async def api() -> AsyncIterator[FakeApi]:
-    api = FakeApi()
-    await api.start()
-    yield api
-    await api.stop()
-
-
-@pytest_asyncio.fixture
-async def kube(api: FakeApi) -> AsyncIterator[Kube]:
-    async with api.client() as kube:
-        yield kube
 
 
 @pytest.mark.parametrize(

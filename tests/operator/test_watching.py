@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from tests.operator.fake_api import QUICK, Answer, FakeApi, status
 
 from openhqm_operator.backoff import Backoff
@@ -37,14 +36,6 @@ class Follower:
 
     async def next_names(self, count: int) -> list[str]:
         return [(await self.next())[0] for _ in range(count)]
-
-
-@pytest_asyncio.fixture
-async def api() -> AsyncIterator[FakeApi]:
-    api = FakeApi()
-    await api.start()
-    yield api
-    await api.stop()
 
 
 @asynccontextmanager

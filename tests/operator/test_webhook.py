@@ -51,13 +51,11 @@ def write_pair(folder: Path) -> None:
             (folder / name).symlink_to(f"..data/{name}")
 
 
-@pytest_asyncio.fixture
-async def api() -> AsyncIterator[FakeApi]:
-    api = FakeApi()
-    await api.start()
+@pytest.fixture
+def api(api: FakeApi) -> FakeApi:
+    """One that has an AsyncProxy."""
     api.put("legacy", **BODY)
-    yield api
-    await api.stop()
+    return api
 
 
 class Client:
