@@ -8,23 +8,19 @@ under way, exit.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import signal
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 import structlog
-import uvloop
 from aiohttp import web
 
-from openhqm import logs
 from openhqm.errors import SettingsError
+from openhqm_operator import entry
 from openhqm_operator.injector_metrics import InjectorMetrics
 from openhqm_operator.injector_settings import InjectorSettings, load
 from openhqm_operator.kube import Kube
-from openhqm_operator.login import Login, LoginFailed, find_login
+from openhqm_operator.login import Login
 from openhqm_operator.proxy_lookup import ProxyLookup
 from openhqm_operator.resources import ASYNC_PROXIES
 from openhqm_operator.serving_certificate import ServingCertificate
@@ -118,26 +114,9 @@ class Process:
         return runner
 
 
-async def _run(settings: InjectorSettings, kubeconfig: Path | None) -> None:
-    process = Process(settings, await find_login(kubeconfig))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, process.stop)
-    await process.run()
-
-
 def main() -> NoReturn:
     """Run the injector. Exit codes: 0 ended by a signal, 2 the settings are wrong."""
-    parser = argparse.ArgumentParser(prog="openhqm-injector", description="Gives Pods their OpenHQM sidecar.")
-    parser.add_argument("--config", type=Path, required=True, help="settings file")
-    parser.add_argument("--kubeconfig", type=Path, help="log in by this file instead of the Pod's account")
-    given = parser.parse_args()
-    try:
-        settings = load(given.config)
-        logs.configure(settings.log)
-        uvloop.run(_run(settings, given.kubeconfig))
-    except (SettingsError, LoginFailed) as exc:
-        sys.stderr.write(f"openhqm-injector: {exc}\n")
-        sys.exit(2)
+    entry.run("openhqm-injector", "Gives Pods their OpenHQM sidecar.", load, Process)
     sys.exit(0)
 
 

@@ -16,24 +16,20 @@ tells nothing any more ends too.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
-import signal
 import socket
 import ssl
 import sys
 import uuid
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import NoReturn
 
 import structlog
-import uvloop
 from aiohttp import web
 
-from openhqm import logs
 from openhqm.errors import SettingsError
+from openhqm_operator import entry
 from openhqm_operator.autoscaler import Autoscaler, Powers
 from openhqm_operator.certificate_keeper import CertificateKeeper
 from openhqm_operator.election import Election, LeadershipLost
@@ -48,7 +44,7 @@ from openhqm_operator.external_metrics import (
 from openhqm_operator.kopf_thread import KopfThread
 from openhqm_operator.kube import Kube
 from openhqm_operator.kube_errors import KubeError
-from openhqm_operator.login import Login, LoginFailed, find_login
+from openhqm_operator.login import Login
 from openhqm_operator.observe import Caches, Observer, Options
 from openhqm_operator.operator_metrics import Figures, Health, build_health_app
 from openhqm_operator.operator_settings import OperatorSettings, load
@@ -302,26 +298,10 @@ class Leader:
             log.warning("store_users.unchecked", error=str(exc))
 
 
-async def _run(settings: OperatorSettings, kubeconfig: Path | None) -> None:
-    process = Process(settings, await find_login(kubeconfig))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, process.stop)
-    await process.run()
-
-
 def main() -> NoReturn:
     """Run the operator. Exit codes: 0 ended by a signal, 1 the Lease was lost, 2 the settings are wrong."""
-    parser = argparse.ArgumentParser(prog="openhqm-operator", description="Keeps AsyncProxies.")
-    parser.add_argument("--config", type=Path, required=True, help="settings file")
-    parser.add_argument("--kubeconfig", type=Path, help="log in by this file instead of the Pod's account")
-    given = parser.parse_args()
     try:
-        settings = load(given.config)
-        logs.configure(settings.log)
-        uvloop.run(_run(settings, given.kubeconfig))
-    except (SettingsError, LoginFailed) as exc:
-        sys.stderr.write(f"openhqm-operator: {exc}\n")
-        sys.exit(2)
+        entry.run("openhqm-operator", "Keeps AsyncProxies.", load, Process)
     except LeadershipLost as exc:
         if not exc.has_ended:
             os._exit(1)  # something still runs that might write

@@ -1,0 +1,72 @@
+"""How a process of ours begins and ends: a settings file, a login, a run until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import uvloop
+
+from openhqm import logs
+from openhqm.errors import SettingsError
+from openhqm.settings import LogSettings
+from openhqm_operator.login import Login, LoginFailed, find_login
+
+
+class Process(Protocol):
+    """What runs until it is stopped."""
+
+    def stop(self) -> None:
+        """Begin to end."""
+        ...
+
+    async def run(self) -> None:
+        """Work until `stop`."""
+        ...
+
+
+class HasLog(Protocol):
+    """Settings of a process."""
+
+    @property
+    def log(self) -> LogSettings: ...
+
+
+Settings = TypeVar("Settings", bound=HasLog)
+
+
+def run(
+    name: str,
+    description: str,
+    load: Callable[[Path], Settings],
+    build: Callable[[Settings, Login], Process],
+) -> None:
+    """Read the command line and run one process until SIGTERM or SIGINT.
+
+    Settings or a login that cannot be used are told in one line, with exit code 2.
+    """
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser.add_argument("--config", type=Path, required=True, help="settings file")
+    parser.add_argument("--kubeconfig", type=Path, help="log in by this file instead of the Pod's account")
+    given = parser.parse_args()
+    try:
+        settings = load(given.config)
+        logs.configure(settings.log)
+        uvloop.run(_run(settings, given.kubeconfig, build))
+    except (SettingsError, LoginFailed) as exc:
+        sys.stderr.write(f"{name}: {exc}\n")
+        sys.exit(2)
+
+
+async def _run(
+    settings: Settings, kubeconfig: Path | None, build: Callable[[Settings, Login], Process]
+) -> None:
+    process = build(settings, await find_login(kubeconfig))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, process.stop)
+    await process.run()
