@@ -323,7 +323,13 @@ WORKLOAD_CHANGES = [
     ("add", "/spec/template/metadata/labels/other", "x", "template labels"),
     ("replace", "/spec/template/metadata/annotations/note", "two", "template annotations"),
     ("remove", "/spec/template/metadata/annotations/note", None, "template annotations"),
-    ("add", "/metadata/labels/app.kubernetes.io~1managed-by", "openhqm", "own labels"),
+    # Two policies refuse this one, and the API server reports either.
+    (
+        "add",
+        "/metadata/labels/app.kubernetes.io~1managed-by",
+        "openhqm",
+        "own labels|the sidecar's image alone",
+    ),
     ("replace", "/metadata/labels/team", "thief", "own labels"),
     ("add", "/metadata/annotations", {"x": "y"}, "own labels"),
     ("add", "/metadata/finalizers", ["x.io/y"], "own labels"),
