@@ -441,6 +441,7 @@ class Egress:
 
     def _end(self, held: Held, outcome: Forwarded | Exception) -> Settlement:
         attempt: _Attempt = held.notes
+        attempt.call = None  # it knows *held*; such a circle would live until the collector comes
         now = self._now()
         duration_seconds = now - attempt.started_at
         try:
