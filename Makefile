@@ -49,7 +49,7 @@ settings-docs: $(VENV)/.installed ## print docs/settings.md anew
 	mv docs/settings.md.new docs/settings.md
 
 crd: $(VENV)/.installed-dev ## write crds/asyncproxies.yaml and the chart's copy anew
-	$(BIN)/python -m openhqm_operator.crd > crds/asyncproxies.yaml.new
+	$(BIN)/python -m openhqm_operator.api.crd > crds/asyncproxies.yaml.new
 	mv crds/asyncproxies.yaml.new crds/asyncproxies.yaml
 	cp crds/asyncproxies.yaml charts/openhqm/files/asyncproxies.yaml
 

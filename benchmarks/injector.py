@@ -23,7 +23,7 @@ from tests.operator.fake_api import FakeApi
 from tests.operator.pods import legacy, proxy
 from tests.services import free_port
 
-from openhqm_operator.certificates import issue_leaf, make_authority
+from openhqm_operator.certificates.rotation import issue_leaf, make_authority
 
 PROXIES = 1_000
 NOW = dt.datetime.now(dt.UTC)

@@ -15,7 +15,7 @@ import uvloop
 from openhqm import logs
 from openhqm.errors import SettingsError
 from openhqm.settings import LogSettings
-from openhqm_operator.login import Login, LoginFailed, find_login
+from openhqm_operator.kube.login import Login, LoginFailed, find_login
 
 
 class Process(Protocol):

@@ -2,8 +2,8 @@
 
     python -m openhqm_operator.injector --config /etc/openhqm-injector/injector.yaml
 
-`webhook.py` is what it serves. On SIGTERM: unready, answer a little longer while routes move, finish what is
-under way, exit.
+`webhook/server.py` is what it serves. On SIGTERM: unready, answer a little longer while routes move, finish
+what is under way, exit.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from aiohttp import web
 
 from openhqm.errors import SettingsError
 from openhqm_operator import entry
-from openhqm_operator.injector_metrics import InjectorMetrics
-from openhqm_operator.injector_settings import InjectorSettings, load
-from openhqm_operator.kube import Kube
-from openhqm_operator.login import Login
-from openhqm_operator.proxy_lookup import ProxyLookup
-from openhqm_operator.resources import ASYNC_PROXIES
-from openhqm_operator.serving_certificate import ServingCertificate
-from openhqm_operator.watching import Informer
-from openhqm_operator.webhook import (
+from openhqm_operator.certificates.serving import ServingCertificate
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.login import Login
+from openhqm_operator.kube.resources import ASYNC_PROXIES
+from openhqm_operator.kube.watching import Informer
+from openhqm_operator.webhook.metrics import InjectorMetrics
+from openhqm_operator.webhook.proxy_lookup import ProxyLookup
+from openhqm_operator.webhook.server import (
     REVIEW_SECONDS,
     Injector,
     Readiness,
     build_health_app,
     build_webhook_app,
 )
+from openhqm_operator.webhook.settings import InjectorSettings, load
 
 log = structlog.get_logger()
 

@@ -15,16 +15,16 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from openhqm_operator import names
-from openhqm_operator.api import API_VERSION, KIND
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import KubeError
-from openhqm_operator.login import LoginFailed, find_login
-from openhqm_operator.resources import Object
+from openhqm_operator.api import names
+from openhqm_operator.api.spec import API_VERSION, KIND
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.errors import KubeError
+from openhqm_operator.kube.login import LoginFailed, find_login
+from openhqm_operator.kube.resources import Object
 
 NAME = "openhqm-installation-check"
 REFUSAL = "NoSuchProxy"
-"""The injector's word for it. Source: `proxy_lookup.py`."""
+"""The injector's word for it. Source: `webhook/proxy_lookup.py`."""
 
 
 class CheckFailed(Exception):

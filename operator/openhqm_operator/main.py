@@ -8,10 +8,10 @@
 Standbys keep their caches warm, so a new leader works at once. On SIGTERM: take no more, finish what is under
 way, give the Lease back, exit. A leader that lost its Lease exits with an error, whatever it was doing.
 
-kopf says when to look at an AsyncProxy or an annotated workload (`handlers.py`, `kopf_thread.py`); what is
-looked at then, and all else that calls for a look, comes from our informers (`watching.py`), for kopf says
-neither when its first list is complete nor what went while it was not watching. A leader whose kopf ends or
-tells nothing any more ends too.
+kopf says when to look at an AsyncProxy or an annotated workload (`noticing/`); what is looked at then, and
+all else that calls for a look, comes from our informers (`kube/watching.py`), for kopf says neither when its
+first list is complete nor what went while it was not watching. A leader whose kopf ends or tells nothing any
+more ends too.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from aiohttp import web
 
 from openhqm.errors import SettingsError
 from openhqm_operator import entry
-from openhqm_operator.autoscaler import Autoscaler, Powers
-from openhqm_operator.certificate_keeper import CertificateKeeper
-from openhqm_operator.election import Election, LeadershipLost
-from openhqm_operator.events import Events
-from openhqm_operator.external_metrics import (
+from openhqm_operator.certificates.keeper import CertificateKeeper
+from openhqm_operator.gateway.stage import Sleep
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.election import Election, LeadershipLost
+from openhqm_operator.kube.errors import KubeError
+from openhqm_operator.kube.events import Events
+from openhqm_operator.kube.login import Login
+from openhqm_operator.kube.resources import ASYNC_PROXIES, PODS
+from openhqm_operator.kube.watching import Informer
+from openhqm_operator.kube.work_queue import WorkQueue
+from openhqm_operator.noticing.kopf_thread import KopfThread
+from openhqm_operator.noticing.triggers import Triggers, build_informers, caches_of
+from openhqm_operator.operator_metrics import Figures, Health, build_health_app
+from openhqm_operator.operator_settings import OperatorSettings, load
+from openhqm_operator.reconciling.observe import Caches, Observer, Options
+from openhqm_operator.reconciling.reconcile import Reconciler, Work
+from openhqm_operator.reconciling.sidecars import SidecarWatch
+from openhqm_operator.reconciling.stores import BundledStore, BundledStoreUnusable
+from openhqm_operator.scaling.autoscaler import Autoscaler, Powers
+from openhqm_operator.scaling.external_metrics import (
     build_keda_app,
     build_metrics_app,
     desired_from_status,
     find_front_proxy,
     tls_for,
 )
-from openhqm_operator.kopf_thread import KopfThread
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import KubeError
-from openhqm_operator.login import Login
-from openhqm_operator.observe import Caches, Observer, Options
-from openhqm_operator.operator_metrics import Figures, Health, build_health_app
-from openhqm_operator.operator_settings import OperatorSettings, load
-from openhqm_operator.reconcile import Reconciler, Work
-from openhqm_operator.resources import ASYNC_PROXIES, PODS
-from openhqm_operator.sidecar_stats import SidecarStats
-from openhqm_operator.sidecars import SidecarWatch
-from openhqm_operator.steps import Sleep
-from openhqm_operator.stores import BundledStore, BundledStoreUnusable
-from openhqm_operator.triggers import Triggers, build_informers, caches_of
-from openhqm_operator.watching import Informer
-from openhqm_operator.webhook_owner import own_webhook
-from openhqm_operator.work_queue import WorkQueue
+from openhqm_operator.scaling.sidecar_stats import SidecarStats
+from openhqm_operator.webhook.owner import own_webhook
 
 EVENTS_SECONDS = 2.0
 """What was posted may still be written at the end for so long."""

@@ -9,12 +9,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from openhqm_operator.events import Events
-from openhqm_operator.kube import Kube
-from openhqm_operator.reconcile import Work
-from openhqm_operator.resources import Key
-from openhqm_operator.watching import Informer
-from openhqm_operator.work_queue import WorkQueue
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.events import Events
+from openhqm_operator.kube.resources import Key
+from openhqm_operator.kube.watching import Informer
+from openhqm_operator.kube.work_queue import WorkQueue
+from openhqm_operator.reconciling.reconcile import Work
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -17,8 +17,8 @@ from pydantic import Field, PositiveInt, SecretStr, ValidationError
 from openhqm.errors import SettingsError
 from openhqm.settings import Area, LogSettings, Port, PositiveSeconds, Seconds
 from openhqm.settings_file import read_file
-from openhqm_operator.certificate_keeper import CertificateSettings
-from openhqm_operator.platform_settings import Platform
+from openhqm_operator.certificates.keeper import CertificateSettings
+from openhqm_operator.injecting.platform_settings import Platform
 
 
 class LeaseSettings(Area):

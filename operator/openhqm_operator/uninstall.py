@@ -3,11 +3,12 @@
     python -m openhqm_operator.uninstall --config /etc/openhqm-operator/operator.yaml \\
         --webhook openhqm --operator openhqm-operator
 
-    the webhook goes -> the operators go, and the Lease is ours -> every AsyncProxy is ended by `ending.py`
+    the webhook goes -> the operators go, the Lease is ours -> `reconciling/ending.py` ends every AsyncProxy
 
 First the webhook: nothing new is injected. Then the operators: they would make AsyncProxies anew from the
 annotations, which stay, as do AsyncProxies: whoever installs again finds all as it was asked for. That one is
-to end is said here alone, where `reconcile.py` looks, never on the AsyncProxy. What takes too long is forced.
+to end is said here alone, where `reconciling/reconcile.py` looks, never on the AsyncProxy. What takes too
+long is forced.
 """
 
 from __future__ import annotations
@@ -27,17 +28,14 @@ import structlog
 
 from openhqm import logs
 from openhqm.errors import SettingsError
-from openhqm_operator import names
-from openhqm_operator.cache import Cache
-from openhqm_operator.election import Election
-from openhqm_operator.events import Events
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import KubeError, NotFound
-from openhqm_operator.login import LoginFailed, find_login
-from openhqm_operator.observe import Observed, Observer, Options
-from openhqm_operator.operator_settings import OperatorSettings, load
-from openhqm_operator.reconcile import Reconciler, Work
-from openhqm_operator.resources import (
+from openhqm_operator.api import names
+from openhqm_operator.kube.cache import Cache
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.election import Election
+from openhqm_operator.kube.errors import KubeError, NotFound
+from openhqm_operator.kube.events import Events
+from openhqm_operator.kube.login import LoginFailed, find_login
+from openhqm_operator.kube.resources import (
     ASYNC_PROXIES,
     DEPLOYMENTS,
     MUTATING_WEBHOOKS,
@@ -46,9 +44,12 @@ from openhqm_operator.resources import (
     Object,
     key_of,
 )
-from openhqm_operator.sidecars import SidecarWatch
-from openhqm_operator.triggers import build_informers, caches_of
-from openhqm_operator.watching import Informer
+from openhqm_operator.kube.watching import Informer
+from openhqm_operator.noticing.triggers import build_informers, caches_of
+from openhqm_operator.operator_settings import OperatorSettings, load
+from openhqm_operator.reconciling.observe import Observed, Observer, Options
+from openhqm_operator.reconciling.reconcile import Reconciler, Work
+from openhqm_operator.reconciling.sidecars import SidecarWatch
 
 LOOK_SECONDS = 2.0
 

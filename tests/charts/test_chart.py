@@ -28,8 +28,10 @@ from tests.charts.rendering import (
     without_secrets,
 )
 
-from openhqm_operator import injector_settings, names, operator_settings
-from openhqm_operator.certificates import Mode
+from openhqm_operator import operator_settings
+from openhqm_operator.api import names
+from openhqm_operator.certificates.rotation import Mode
+from openhqm_operator.webhook import settings as injector_settings
 
 ROOT = CHART.parents[1]
 GOLDEN = Path(__file__).parent / "golden"

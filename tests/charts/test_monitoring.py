@@ -12,7 +12,7 @@ from tests.charts.rendering import CHART, find, rendered
 ROOT = CHART.parents[1]
 SOURCES = [
     *(ROOT / "sidecar" / "openhqm").glob("*.py"),
-    *(ROOT / "operator" / "openhqm_operator").glob("*.py"),
+    *(ROOT / "operator" / "openhqm_operator").rglob("*.py"),
 ]
 _SUFFIX = re.compile(r"_(total|bucket|sum|count|info)$")
 

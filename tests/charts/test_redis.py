@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from tests.charts.rendering import find, rendered
-from tests.operator.test_stores import Secrets
+from tests.operator.reconciling.test_stores import Secrets
 from tests.services import binary, free_port
 
 from openhqm.settings import Settings
 from openhqm.storage import store_options
 from openhqm.stores.base import Durability
 from openhqm.stores.redis import RedisStore
-from openhqm_operator.stores import BundledStore
+from openhqm_operator.reconciling.stores import BundledStore
 
 PASSWORD = "hunter2hunter2"
 

@@ -6,12 +6,9 @@ import itertools
 import json
 from typing import Any
 
-from openhqm_operator.belongings import digest
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import Conflict
-from openhqm_operator.observe import Caches, Observer, Options, Told
-from openhqm_operator.reconcile import Reconciler, Work
-from openhqm_operator.resources import (
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.errors import Conflict
+from openhqm_operator.kube.resources import (
     ASYNC_PROXIES,
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -20,7 +17,10 @@ from openhqm_operator.resources import (
     Key,
     Object,
 )
-from openhqm_operator.triggers import build_informers, caches_of
+from openhqm_operator.noticing.triggers import build_informers, caches_of
+from openhqm_operator.reconciling.belongings import digest
+from openhqm_operator.reconciling.observe import Caches, Observer, Options, Told
+from openhqm_operator.reconciling.reconcile import Reconciler, Work
 
 USER = "kubectl"
 NUMBERS = itertools.count()

@@ -16,22 +16,16 @@ from aiohttp.test_utils import TestServer
 from tests.cluster.control_plane import ControlPlane
 from tests.operator.loads import stats_body
 
-from openhqm_operator import names
-from openhqm_operator.api_status import ConditionStatus, ConditionType
-from openhqm_operator.autoscaler import UNREACHABLE_SECONDS, Autoscaler, Powers
-from openhqm_operator.cache import Cache
-from openhqm_operator.conditions import Verdict, find, merge
-from openhqm_operator.events import Events
-from openhqm_operator.external_metrics import (
-    build_metrics_app,
-    desired_from_status,
-    find_front_proxy,
-    tls_for,
-)
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import Forbidden, Invalid
-from openhqm_operator.login import from_kubeconfig
-from openhqm_operator.resources import (
+from openhqm_operator.api import names
+from openhqm_operator.api.conditions import Verdict, find, merge
+from openhqm_operator.api.status import ConditionStatus, ConditionType
+from openhqm_operator.gateway.stage import Sleep
+from openhqm_operator.kube.cache import Cache
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.errors import Forbidden, Invalid
+from openhqm_operator.kube.events import Events
+from openhqm_operator.kube.login import from_kubeconfig
+from openhqm_operator.kube.resources import (
     API_SERVICES,
     ASYNC_PROXIES,
     DEPLOYMENTS,
@@ -45,8 +39,14 @@ from openhqm_operator.resources import (
     Object,
     key_of,
 )
-from openhqm_operator.sidecar_stats import SidecarStats
-from openhqm_operator.steps import Sleep
+from openhqm_operator.scaling.autoscaler import UNREACHABLE_SECONDS, Autoscaler, Powers
+from openhqm_operator.scaling.external_metrics import (
+    build_metrics_app,
+    desired_from_status,
+    find_front_proxy,
+    tls_for,
+)
+from openhqm_operator.scaling.sidecar_stats import SidecarStats
 
 US = "test"
 WITHIN_SECONDS = 20.0

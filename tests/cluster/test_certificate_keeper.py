@@ -13,11 +13,11 @@ import pytest_asyncio
 from aiohttp import web
 from tests.cluster.control_plane import ControlPlane
 
-from openhqm_operator.certificate_keeper import CertificateKeeper, CertificateSettings
-from openhqm_operator.certificates import AUTHORITY_LIFE, SETTLE, Mode, fingerprint
-from openhqm_operator.kube import Kube
-from openhqm_operator.login import from_kubeconfig
-from openhqm_operator.resources import MUTATING_WEBHOOKS, PODS, SECRETS
+from openhqm_operator.certificates.keeper import CertificateKeeper, CertificateSettings
+from openhqm_operator.certificates.rotation import AUTHORITY_LIFE, SETTLE, Mode, fingerprint
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.login import from_kubeconfig
+from openhqm_operator.kube.resources import MUTATING_WEBHOOKS, PODS, SECRETS
 
 WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 _numbers = itertools.count()

@@ -20,20 +20,20 @@ from tests.charts.rendering import NAMESPACE, RELEASE, Object, chart, find, rend
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.test_operator import Shop
 
-from openhqm_operator.api import Spec
-from openhqm_operator.gateway import (
+from openhqm_operator.api.spec import Spec
+from openhqm_operator.gateway.manifests import (
     Gateway,
     build_budget,
     build_deployment,
     build_service,
     build_slices,
 )
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import KubeError
-from openhqm_operator.login import from_kubeconfig
-from openhqm_operator.plan import AppPort
-from openhqm_operator.platform_settings import Platform
-from openhqm_operator.resources import (
+from openhqm_operator.injecting.plan import AppPort
+from openhqm_operator.injecting.platform_settings import Platform
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.errors import KubeError
+from openhqm_operator.kube.login import from_kubeconfig
+from openhqm_operator.kube.resources import (
     DEPLOYMENTS,
     NAMESPACES,
     PODS,

@@ -28,11 +28,11 @@ from tests.cluster.control_plane import ControlPlane, die_with_parent, free_port
 from tests.cluster.shop import NUMBERS, Shop
 from tests.cluster.toolbox import Toolbox
 
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import NotFound
-from openhqm_operator.login import from_kubeconfig
-from openhqm_operator.resources import ASYNC_PROXIES, CONFIG_MAPS, DEPLOYMENTS
-from openhqm_operator.sightings import LATE_SECONDS
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.errors import NotFound
+from openhqm_operator.kube.login import from_kubeconfig
+from openhqm_operator.kube.resources import ASYNC_PROXIES, CONFIG_MAPS, DEPLOYMENTS
+from openhqm_operator.noticing.sightings import LATE_SECONDS
 
 pytestmark = pytest.mark.crash
 

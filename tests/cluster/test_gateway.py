@@ -19,21 +19,18 @@ from aiohttp.test_utils import TestServer
 from tests.cluster.control_plane import ControlPlane
 from tests.operator.loads import stats_body
 
-from openhqm_operator import names
-from openhqm_operator.api_status import ConditionType
-from openhqm_operator.autoscaler import Autoscaler, Powers
-from openhqm_operator.belongings import digest
-from openhqm_operator.cache import Cache
-from openhqm_operator.conditions import find
-from openhqm_operator.events import Events
-from openhqm_operator.gateway import is_ready
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import KubeError, NotFound
-from openhqm_operator.login import from_kubeconfig
-from openhqm_operator.observe import Observer, Options, Told, is_ours
-from openhqm_operator.platform_settings import Platform
-from openhqm_operator.reconcile import Reconciler, Work
-from openhqm_operator.resources import (
+from openhqm_operator.api import names
+from openhqm_operator.api.conditions import find
+from openhqm_operator.api.status import ConditionType
+from openhqm_operator.gateway.manifests import is_ready
+from openhqm_operator.gateway.stage import Sleep
+from openhqm_operator.injecting.platform_settings import Platform
+from openhqm_operator.kube.cache import Cache
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.errors import KubeError, NotFound
+from openhqm_operator.kube.events import Events
+from openhqm_operator.kube.login import from_kubeconfig
+from openhqm_operator.kube.resources import (
     ASYNC_PROXIES,
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -45,9 +42,12 @@ from openhqm_operator.resources import (
     Key,
     Object,
 )
-from openhqm_operator.sidecar_stats import SidecarStats
-from openhqm_operator.steps import Sleep
-from openhqm_operator.triggers import build_informers, caches_of
+from openhqm_operator.noticing.triggers import build_informers, caches_of
+from openhqm_operator.reconciling.belongings import digest
+from openhqm_operator.reconciling.observe import Observer, Options, Told, is_ours
+from openhqm_operator.reconciling.reconcile import Reconciler, Work
+from openhqm_operator.scaling.autoscaler import Autoscaler, Powers
+from openhqm_operator.scaling.sidecar_stats import SidecarStats
 
 USER = "kubectl"
 WITHIN_SECONDS = 30.0

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from tests.cluster.control_plane import ClusterFailed, ControlPlane, free_port
 
-from openhqm_operator.api import InterceptType, Spec
-from openhqm_operator.certificates import issue_leaf, make_authority
-from openhqm_operator.plan import config_hash, find_app_port
+from openhqm_operator.api.spec import InterceptType, Spec
+from openhqm_operator.certificates.rotation import issue_leaf, make_authority
+from openhqm_operator.injecting.plan import config_hash, find_app_port
 
 NOW = dt.datetime.now(dt.UTC)
 AUTHORITY = make_authority("injector-ca", NOW)

@@ -12,8 +12,8 @@ from tests.cluster.control_plane import ClusterFailed, ControlPlane
 from tests.cluster.test_injector import WEBHOOKS, RunningInjector, configuration
 
 from openhqm_operator.installation_check import CheckFailed, check
-from openhqm_operator.kube import Kube
-from openhqm_operator.login import from_kubeconfig
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.login import from_kubeconfig
 
 NAMESPACE = "installation-check"
 USER = "system:serviceaccount:openhqm:openhqm-test"

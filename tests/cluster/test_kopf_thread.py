@@ -11,12 +11,12 @@ import pytest_asyncio
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.shop import NUMBERS, Shop
 
-from openhqm_operator import kopf_thread
-from openhqm_operator.kopf_thread import STALLED_SECONDS, KopfEnded, KopfThread
-from openhqm_operator.kube import Kube
-from openhqm_operator.login import Login, from_kubeconfig
-from openhqm_operator.reconcile import Work
-from openhqm_operator.sightings import Sightings
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.login import Login, from_kubeconfig
+from openhqm_operator.noticing import kopf_thread
+from openhqm_operator.noticing.kopf_thread import STALLED_SECONDS, KopfEnded, KopfThread
+from openhqm_operator.noticing.sightings import Sightings
+from openhqm_operator.reconciling.reconcile import Work
 
 LONG_SECONDS = 30.0
 

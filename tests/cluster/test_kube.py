@@ -14,11 +14,10 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 from tests.cluster.control_plane import ControlPlane
 
-from openhqm_operator.backoff import Backoff
-from openhqm_operator.election import Election, LeadershipLost, Terms
-from openhqm_operator.events import Events
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import (
+from openhqm_operator.kube.backoff import Backoff
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.election import Election, LeadershipLost, Terms
+from openhqm_operator.kube.errors import (
     AlreadyExists,
     Conflict,
     FieldsTaken,
@@ -30,9 +29,9 @@ from openhqm_operator.kube_errors import (
     Unavailable,
     WatchSilent,
 )
-from openhqm_operator.kube_transport import Timeouts
-from openhqm_operator.login import from_kubeconfig, in_cluster
-from openhqm_operator.resources import (
+from openhqm_operator.kube.events import Events
+from openhqm_operator.kube.login import from_kubeconfig, in_cluster
+from openhqm_operator.kube.resources import (
     ASYNC_PROXIES,
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -43,7 +42,8 @@ from openhqm_operator.resources import (
     Key,
     Object,
 )
-from openhqm_operator.watching import Informer
+from openhqm_operator.kube.transport import Timeouts
+from openhqm_operator.kube.watching import Informer
 
 US, THEM = "openhqm-test", "somebody"
 QUICK = Backoff(base=0.05, limit=0.2)
@@ -247,7 +247,7 @@ async def test_pages_add_up_to_one_list(kube: Kube, name: str, monkeypatch: pyte
         body = config_map(f"{name}-{number}")
         body["metadata"]["labels"] = {"set": name}
         await kube.create(body, manager=US)
-    monkeypatch.setattr("openhqm_operator.kube.PAGE_LIMIT", 3)
+    monkeypatch.setattr("openhqm_operator.kube.client.PAGE_LIMIT", 3)
 
     listing = await kube.list(CONFIG_MAPS, labels=f"set={name}")
     elsewhere = await kube.list(CONFIG_MAPS, "kube-system", labels=f"set={name}")

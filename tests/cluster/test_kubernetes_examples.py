@@ -11,11 +11,11 @@ import pytest
 import yaml
 from tests.cluster.control_plane import ControlPlane
 
-from openhqm_operator.annotations import read_annotations
-from openhqm_operator.api import Spec
-from openhqm_operator.plan import find_app_port
-from openhqm_operator.resources import resource_of
-from openhqm_operator.sidecar_settings import problem_of
+from openhqm_operator.api.annotations import read_annotations
+from openhqm_operator.api.spec import Spec
+from openhqm_operator.injecting.plan import find_app_port
+from openhqm_operator.injecting.sidecar_settings import problem_of
+from openhqm_operator.kube.resources import resource_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MANIFESTS = sorted(EXAMPLES.glob("*/*.yaml"))

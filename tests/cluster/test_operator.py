@@ -14,12 +14,10 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.shop import NUMBERS, Shop
 
 from openhqm.settings import LogSettings
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import NotFound
-from openhqm_operator.login import from_kubeconfig
-from openhqm_operator.main import Process
-from openhqm_operator.operator_settings import LeaseSettings, OperatorSettings
-from openhqm_operator.resources import (
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.errors import NotFound
+from openhqm_operator.kube.login import from_kubeconfig
+from openhqm_operator.kube.resources import (
     ASYNC_PROXIES,
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -27,6 +25,8 @@ from openhqm_operator.resources import (
     SERVICES,
     Object,
 )
+from openhqm_operator.main import Process
+from openhqm_operator.operator_settings import LeaseSettings, OperatorSettings
 
 LONG_SECONDS = 30.0
 

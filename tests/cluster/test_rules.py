@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.cluster.control_plane import ClusterFailed, ControlPlane
 
-from openhqm_operator.crd import build_crd
+from openhqm_operator.api.crd import build_crd
 
 PATH = "/apis/openhqm.io/v1alpha1/namespaces/default/asyncproxies"
 _numbers = itertools.count()

@@ -14,12 +14,12 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.shop import Shop
 
 from openhqm.settings import LogSettings
-from openhqm_operator import names
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_errors import NotFound
-from openhqm_operator.login import from_kubeconfig
+from openhqm_operator.api import names
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.errors import NotFound
+from openhqm_operator.kube.login import from_kubeconfig
+from openhqm_operator.kube.resources import DEPLOYMENTS, MUTATING_WEBHOOKS
 from openhqm_operator.operator_settings import LeaseSettings, OperatorSettings
-from openhqm_operator.resources import DEPLOYMENTS, MUTATING_WEBHOOKS
 from openhqm_operator.uninstall import Release, Uninstall, as_ending
 
 SYSTEM = "uninstall-system"

@@ -9,9 +9,9 @@ import pytest_asyncio
 from tests.charts.rendering import find, render
 from tests.cluster.control_plane import ClusterFailed, ControlPlane
 
-from openhqm_operator.kube import Kube
-from openhqm_operator.login import from_kubeconfig
-from openhqm_operator.webhook_owner import own_webhook
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.login import from_kubeconfig
+from openhqm_operator.webhook.owner import own_webhook
 
 SYSTEM = "owner-system"
 NAME = f"openhqm-{SYSTEM}"

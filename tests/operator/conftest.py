@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 from tests.operator.fake_api import FakeApi
 
-from openhqm_operator.kube import Kube
+from openhqm_operator.kube.client import Kube
 
 
 @pytest_asyncio.fixture

@@ -15,9 +15,9 @@ from typing import Any
 
 from aiohttp import web
 
-from openhqm_operator.kube import Kube
-from openhqm_operator.kube_transport import Timeouts
-from openhqm_operator.resources import Key
+from openhqm_operator.kube.client import Kube
+from openhqm_operator.kube.resources import Key
+from openhqm_operator.kube.transport import Timeouts
 
 QUICK = Timeouts(connect=1.0, call=2.0, watch_silence=2.0, watch=300.0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openhqm_operator.figures import Load, Pods
+from openhqm_operator.scaling.figures import Load, Pods
 
 
 def load(

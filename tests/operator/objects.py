@@ -6,8 +6,8 @@ import datetime as dt
 import json
 from typing import Any
 
-from openhqm_operator.api import Spec
-from openhqm_operator.observe import Observed
+from openhqm_operator.api.spec import Spec
+from openhqm_operator.reconciling.observe import Observed
 
 NOON = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
 LABELS = {"app": "legacy"}

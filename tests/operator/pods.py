@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from openhqm_operator.platform_settings import Platform
+from openhqm_operator.injecting.platform_settings import Platform
 
 PLATFORM = Platform(image="registry/openhqm:1", redirect_image="registry/operator:1", pull_secrets=("pull",))
 TOKEN = "t" * 32

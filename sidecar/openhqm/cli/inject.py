@@ -49,10 +49,10 @@ def inject(
     """Print manifests with the sidecar in every workload that asks for it, as the webhook puts it there."""
     import yaml
 
-    from openhqm_operator.api import InterceptType
-    from openhqm_operator.injector_settings import load
-    from openhqm_operator.offline import DEFAULT_IMAGE, inject_documents
-    from openhqm_operator.platform_settings import Platform
+    from openhqm_operator.api.spec import InterceptType
+    from openhqm_operator.injecting.offline import DEFAULT_IMAGE, inject_documents
+    from openhqm_operator.injecting.platform_settings import Platform
+    from openhqm_operator.webhook.settings import load
 
     platform = load(config).platform if config else Platform(image=image or DEFAULT_IMAGE)
     output = inject_documents(

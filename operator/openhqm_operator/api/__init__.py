@@ -1,0 +1,1 @@
+"""What users write and read: the AsyncProxy, its definition, annotations, conditions, names. Pure."""

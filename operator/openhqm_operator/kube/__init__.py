@@ -1,0 +1,1 @@
+"""The API server: calls and their errors, watches and their caches, the queue of keys, election, Events."""

@@ -1,0 +1,1 @@
+"""What has changed, and whose AsyncProxy that concerns: kopf's word and our own watches."""

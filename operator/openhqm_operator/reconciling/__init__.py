@@ -1,0 +1,1 @@
+"""One AsyncProxy: what is known of it, what is to be done about it, and doing it."""

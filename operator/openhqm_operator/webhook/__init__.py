@@ -1,0 +1,1 @@
+"""The server that the API server asks about each Pod, and whose its configuration is."""
