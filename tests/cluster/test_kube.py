@@ -258,7 +258,7 @@ async def test_pages_add_up_to_one_list(kube: Kube, name: str, monkeypatch: pyte
 
 
 async def test_a_watch_from_a_version_of_the_future_is_silent(api_server: ControlPlane) -> None:
-    """Why an informer lists again after a watch that never said a word."""
+    """Why an informer in doubt lists again after a watch that never said a word."""
     timeouts = Timeouts(watch_silence=0.5)
     async with Kube(await from_kubeconfig(api_server.kubeconfig), timeouts=timeouts) as kube:
         with pytest.raises(WatchSilent):
@@ -347,6 +347,46 @@ async def test_an_informer_outlives_the_server(api_server: ControlPlane, kube: K
     with pytest.raises(Gone):
         async with kube.watch(CONFIG_MAPS, resource_version="1") as events:
             await anext(events)
+
+
+async def test_quiet_is_no_failure_and_the_next_change_is_told(
+    api_server: ControlPlane, kube: Kube, name: str
+) -> None:
+    timeouts = Timeouts(watch_silence=0.2)
+    async with Kube(await from_kubeconfig(api_server.kubeconfig), timeouts=timeouts) as hasty:
+        follower = Follower(hasty, name)
+        await follower.synced()
+        with capture_logs() as said:
+            while follower.informer.silences < 5:
+                await asyncio.sleep(0.02)
+            await kube.apply(config_map(name, a="1"), manager=US, force=False)
+            told = await follower.next()
+        await follower.stop()
+
+    assert told == (name, {"a": "1"})
+    assert (follower.informer.relists, follower.informer.interruptions) == (1, 0)
+    assert {one["log_level"] for one in said} == {"debug"}
+
+
+async def test_a_server_that_stands_still_is_found_behind_a_quiet_watch(
+    api_server: ControlPlane, kube: Kube, name: str
+) -> None:
+    timeouts = Timeouts(connect=0.3, call=0.3, watch_silence=0.2)
+    async with Kube(await from_kubeconfig(api_server.kubeconfig), timeouts=timeouts) as hasty:
+        follower = Follower(hasty, name)
+        await follower.synced()
+        api_server.pause("kube-apiserver")
+        try:
+            async with asyncio.timeout(10):
+                while follower.informer.interruptions < 2:
+                    await asyncio.sleep(0.02)
+        finally:
+            api_server.resume("kube-apiserver")
+        await kube.apply(config_map(name, a="1"), manager=US, force=False)
+        told = await follower.next()
+        await follower.stop()
+
+    assert told == (name, {"a": "1"})
 
 
 # -- the election

@@ -10,7 +10,7 @@ KubeError                     base; `status` is the HTTP status (0: no answer), 
 ├── Forbidden                 403: RBAC, admission policy, quota, a namespace that is ending
 └── Unavailable               408, 429, 5xx, no connection, timeout: try later (`retry_after`)
     ├── Unauthorized          401: the token ran out; it is read again before the next call
-    └── WatchSilent           a watch said nothing for too long, not even a bookmark
+    └── WatchSilent           a watch said nothing for too long, not even a bookmark; it may be well
 
 A write that ends in `Unavailable` may still have happened.
 """
@@ -92,7 +92,7 @@ class Unauthorized(Unavailable):
 
 
 class WatchSilent(Unavailable):
-    """A watch said nothing for longer than bookmarks take to come."""
+    """A watch said nothing for longer than bookmarks take to come, if there are any: quiet, or dead."""
 
 
 def error_of(status: int, answer: Mapping[str, Any], what: str, retry_after: float = 0.0) -> KubeError:

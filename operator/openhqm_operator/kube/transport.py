@@ -33,7 +33,8 @@ class Timeouts:
     Attributes:
         connect: for TCP and TLS.
         call: for a whole call, from the connection to the last byte.
-        watch_silence: between two things a watch sends; bookmarks come about once a minute.
+        watch_silence: between two things a watch sends; bookmarks come each 60 s, up to 2 s early or late,
+            as long as there is anything new to tell of.
         watch: how long the server is asked to keep a watch open; twice as long at most, by chance, so that
             watches do not all end together.
     """

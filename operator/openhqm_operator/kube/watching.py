@@ -7,11 +7,18 @@
     await pods.synced.wait()                                # the first list is in the cache
 
     list ---> watch ---event---> cache ---> those who asked to be told
-     ^          |  ended, reset, silent, 429, 5xx: wait, watch again from the last version seen
-     +----------+  410 Gone, silent from the start: list again; what changed in between is told as if watched
+     ^          |  ended, reset, 429, 5xx: wait, watch again from the last version seen
+     |          |  silent: watch again at once; opening it is what shows whether the server lives
+     +----------+  410 Gone, silent and in doubt: list again; what changed in between is told as if watched
+
+Silence is no failure. A server sends bookmarks each minute, but only of versions newer than the one the
+watch began at, and of a resource that nobody touches it hears of those late: the first bookmark may take two
+minutes (Kubernetes 1.34, five of eight resources). So for a while a quiet watch and a dead one look alike,
+and each is opened anew after `watch_silence`.
 
 A failure is never the end and never hidden: it is logged, counted, waited for, and `stale_seconds` grows
 until the server is heard again; the liveness probe looks at that. `work_queue.py` is what comes after.
+Source: k8s.io/apiserver 0.34, storage/cacher: `dispatchEvents`, `cacheWatcher.process`.
 """
 
 from __future__ import annotations
@@ -57,6 +64,7 @@ class Informer:
         cache: what is known; in step once `synced` is set.
         synced: set when the first list is in the cache.
         relists: lists so far.
+        silences: watches that said nothing for too long and were opened anew.
         interruptions: failures so far.
     """
 
@@ -77,6 +85,7 @@ class Informer:
         self.cache = Cache()
         self.synced = asyncio.Event()
         self.relists = 0
+        self.silences = 0
         self.interruptions = 0
         self._kube = kube
         self._namespace = namespace
@@ -87,6 +96,7 @@ class Informer:
         self._clock = clock
         self._heard_at = clock()
         self._version: str | None = None
+        self._is_in_doubt = False
         self._failures = 0
         self._changed: list[Changed] = []
 
@@ -103,10 +113,13 @@ class Informer:
         while True:
             try:
                 await self._step()
+            except WatchSilent as exc:
+                self._take_silence(exc)
             except Gone as exc:
                 self._version = None
                 await self._wait(exc)
             except KubeError as exc:
+                self._is_in_doubt = True
                 await self._wait(exc)
 
     async def _step(self) -> None:
@@ -129,6 +142,7 @@ class Informer:
                 raise
             items, version = [], None
         self.relists += 1
+        self._is_in_doubt = False
         self._hear()
         self._replace(dict(items))
         self.synced.set()
@@ -140,18 +154,25 @@ class Informer:
             self.resource, self._namespace, resource_version=version, **self._selectors
         ) as events:
             self._hear()
-            try:
-                async for event in events:
-                    self._failures = 0
-                    self._hear()
-                    self._take(event)
-            except WatchSilent as exc:
-                if self._version == version:
-                    # A server restored from a backup watches in silence from versions it has yet to reach.
-                    raise Gone(str(exc)) from exc
-                raise
+            async for event in events:
+                self._failures = 0
+                self._hear()
+                self._take(event)
+        self._is_in_doubt = True
         if self._version == version and self._clock() - opened_at < SHORT_SECONDS:
             raise Unavailable(f"WATCH {self.resource}: ended at once")
+
+    def _take_silence(self, exc: WatchSilent) -> None:
+        """Go on from the version we have; list instead where the server may never have told that one.
+
+        A server restored from a backup watches from a version it has yet to reach, and says nothing. It was
+        stopped for that: connections ended, or could not be made, since it told us the version.
+        """
+        self.silences += 1
+        self._failures = 0
+        log.debug("watch.silent", resource=str(self.resource), why=str(exc), lists=self._is_in_doubt)
+        if self._is_in_doubt:
+            self._version = None
 
     def _take(self, event: WatchEvent) -> None:
         # The version goes with the event: what was told is never asked for again, nor is anything left out.
@@ -159,6 +180,7 @@ class Informer:
             key, obj = self._keyed(event.object)
             self._put(key, None if event.type == "DELETED" else obj)
         self._version = event.object["metadata"]["resourceVersion"]
+        self._is_in_doubt = False
 
     def _replace(self, objects: dict[Key, Object]) -> None:
         for key in [key for key in self.cache if key not in objects]:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.operator.fake_api import QUICK, Answer, FakeApi, status
+from tests.operator.fake_api import HANGS, QUICK, Answer, FakeApi, status
 
 from openhqm_operator.kube.backoff import Backoff
 from openhqm_operator.kube.resources import CONFIG_MAPS, SCALED_OBJECTS, Key, Object, Resource
@@ -134,17 +134,46 @@ async def test_a_watch_that_falls_silent_is_given_up_and_nothing_is_missed(api: 
     assert follower.informer.relists == 1
 
 
-async def test_a_watch_that_is_silent_from_the_start_is_made_good_by_a_list(api: FakeApi) -> None:
-    """As from a server that was restored from a backup: it has yet to reach the version asked for."""
+async def test_a_quiet_watch_is_opened_anew_without_a_list_or_a_warning(
+    api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with following(api, timeouts=Timeouts(watch_silence=0.05)) as follower:
+        await api.wait_for_watches(4)
+        api.put("heard")
+        told = await follower.next_names(1)
+
+    assert told == ["heard"]
+    assert follower.informer.silences >= 3
+    assert (follower.informer.relists, follower.informer.interruptions) == (1, 0)
+    assert "warning" not in capsys.readouterr().out
+
+
+async def test_a_server_restored_from_a_backup_is_listed_when_it_is_silent(api: FakeApi) -> None:
+    """It has yet to reach the version asked for, so a watch from there would be silent for ever."""
     api.answers.append(Answer({"metadata": {"resourceVersion": "900"}, "items": []}))
 
     async with following(api, timeouts=Timeouts(watch_silence=0.1)) as follower:
         await api.wait_for_watches(1)
+        api.end_watches()
+        await api.wait_for_watches(2)
         api.put("restored")
         told = await follower.next_names(1)
 
     assert told == ["restored"]
     assert follower.informer.relists == 2
+
+
+async def test_a_server_that_does_not_open_the_watch_anew_is_missed(api: FakeApi) -> None:
+    """Silence itself does not count as a failure; what shows that the server is dead does."""
+    now = 50.0
+
+    async with following(api, timeouts=Timeouts(watch_silence=0.1, call=0.1), clock=lambda: now) as follower:
+        await api.wait_for_watches(1)
+        now = 80.0
+        api.answers.extend([Answer(HANGS)] * 2)
+        await api.wait_for_watches(4)
+
+        assert follower.informer.interruptions == 2
 
 
 async def test_a_connection_reset_in_the_middle_of_a_line_loses_nothing(api: FakeApi) -> None:
