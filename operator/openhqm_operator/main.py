@@ -31,6 +31,7 @@ from aiohttp import web
 from openhqm.errors import SettingsError
 from openhqm_operator import entry
 from openhqm_operator.certificates.keeper import CertificateKeeper
+from openhqm_operator.certificates.serving import ServingCertificate
 from openhqm_operator.gateway.stage import Sleep
 from openhqm_operator.kube.client import Kube
 from openhqm_operator.kube.election import Election, LeadershipLost
@@ -54,10 +55,13 @@ from openhqm_operator.scaling.external_metrics import (
     build_metrics_app,
     desired_from_status,
     find_front_proxy,
-    tls_for,
+    let_in_only,
 )
 from openhqm_operator.scaling.sidecar_stats import SidecarStats
 from openhqm_operator.webhook.owner import own_webhook
+
+CERTIFICATE_SECONDS = 10.0
+"""How often it is looked whether the metrics API's certificate was replaced."""
 
 EVENTS_SECONDS = 2.0
 """What was posted may still be written at the end for so long."""
@@ -77,6 +81,7 @@ class Process:
         self.health_port = 0
         self._settings = settings
         self._login = login
+        self._certificate: ServingCertificate | None = None
         self._stopping = asyncio.Event()
         self._identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
 
@@ -125,10 +130,10 @@ class Process:
         if (keda := self._settings.keda) is not None:
             await self._listen(stack, build_keda_app(wanted), keda.port, "keda.port")
         if (api := self._settings.metrics_api) is not None:
+            self._certificate = ServingCertificate(api.certificate_folder)
             front_proxy = await find_front_proxy(kube)
-            app = build_metrics_app(wanted, front_proxy)
-            folder = api.certificate_folder
-            context = tls_for(front_proxy, folder / "tls.crt", folder / "tls.key")
+            let_in_only(front_proxy, self._certificate.context)
+            app, context = build_metrics_app(wanted, front_proxy), self._certificate.context
             await self._listen(stack, app, api.port, "metrics_api.port", context)
 
     async def _listen(
@@ -155,16 +160,19 @@ class Process:
         leading = asyncio.create_task(_lead(informers, election, leader), name="lead")
         try:
             async with asyncio.TaskGroup() as tasks:
-                watches = [
+                loops = [
                     tasks.create_task(informer.run(), name=f"watch {informer.resource}")
                     for informer in informers
                 ]
+                if self._certificate is not None:
+                    looking = self._certificate.keep_fresh(CERTIFICATE_SECONDS)
+                    loops.append(tasks.create_task(looking, name="certificate"))
                 await self._until_stopped(leading)
                 health.is_draining = True
                 await leader.drain()
                 await _ended(leading)
-                for watch in watches:
-                    watch.cancel()
+                for loop in loops:
+                    loop.cancel()
         finally:
             await _ended(leading)
         if not leading.cancelled():

@@ -45,7 +45,7 @@ class KedaSettings(Area):
 class MetricsApiSettings(Area):
     """The external metrics API that HPAs read."""
 
-    certificate_folder: Path = Field(description="Has tls.crt and tls.key.")
+    certificate_folder: Path = Field(description="Has tls.crt and tls.key; looked at again and again.")
     port: Port = Field(16443, description="Port it is answered on, TLS; 0 picks a free one.")
 
 

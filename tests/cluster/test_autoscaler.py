@@ -6,6 +6,7 @@ import asyncio
 import base64
 import datetime as dt
 import itertools
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -44,7 +45,7 @@ from openhqm_operator.scaling.external_metrics import (
     build_metrics_app,
     desired_from_status,
     find_front_proxy,
-    tls_for,
+    let_in_only,
 )
 from openhqm_operator.scaling.sidecar_stats import SidecarStats
 
@@ -591,7 +592,9 @@ async def metrics_api(cluster: ControlPlane, kube: Kube) -> AsyncIterator[None]:
         connections.append(runner.server())  # type: ignore[misc]
         return connections[-1]
 
-    tls = tls_for(front_proxy, pair.certificate, pair.key)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pair.certificate, pair.key)
+    let_in_only(front_proxy, tls)
     server = await asyncio.get_running_loop().create_server(accept, cluster.address, ssl=tls)
     ca = base64.b64encode(cluster.authority.bundle).decode()
     for path, body in _registration(cluster.address, server.sockets[0].getsockname()[1], ca):

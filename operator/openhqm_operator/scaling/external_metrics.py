@@ -17,7 +17,6 @@ import datetime as dt
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -63,12 +62,10 @@ async def find_front_proxy(kube: Kube) -> FrontProxy:
     return FrontProxy(authority, frozenset(allowed))
 
 
-def tls_for(front_proxy: FrontProxy, certificate: Path, key: Path) -> ssl.SSLContext:
-    """Make the context of a server that only the front proxy gets into."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=front_proxy.authority)
+def let_in_only(front_proxy: FrontProxy, context: ssl.SSLContext) -> None:
+    """Have a server's *context* refuse everybody whose certificate the front proxy's CA did not sign."""
+    context.load_verify_locations(cadata=front_proxy.authority)
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(certificate, key)
-    return context
 
 
 Desired = Callable[[Key], Awaitable[int | None]]

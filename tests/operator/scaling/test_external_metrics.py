@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from tests.cluster.pki import Authority
+from tests.cluster.pki import Authority, Pair
+from tests.operator.mounts import mount_pair
 
+from openhqm_operator.certificates.serving import ServingCertificate
 from openhqm_operator.kube.errors import Unavailable
 from openhqm_operator.kube.resources import Key
-from openhqm_operator.scaling.external_metrics import FrontProxy, build_keda_app, build_metrics_app, tls_for
+from openhqm_operator.scaling.external_metrics import (
+    FrontProxy,
+    build_keda_app,
+    build_metrics_app,
+    let_in_only,
+)
 
 VALUES = "/apis/external.metrics.k8s.io/v1beta1/namespaces/shop/openhqm_desired_replicas"
 
@@ -102,10 +110,41 @@ async def test_only_the_front_proxy_gets_in(tmp_path: Path, name: str | None, st
         own = (others if name == "stranger" else authority).issue(name)
         client.load_cert_chain(own.certificate, own.key)
 
+    async with _serving(tmp_path, front_proxy, pair) as (url, _):
+        assert await _status(url, client) == status
+
+
+async def test_a_new_certificate_is_shown_without_a_restart_and_lets_in_nobody_else(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "a")
+    front_proxy = FrontProxy(authority.bundle.decode(), frozenset({"front-proxy-client"}))
+    client = ssl.create_default_context(cafile=str(authority.certificate))
+    stranger = ssl.create_default_context(cafile=str(authority.certificate))
+    own = authority.issue("front-proxy-client")
+    client.load_cert_chain(own.certificate, own.key)
+
+    first, second = (authority.issue(name, hosts=["127.0.0.1"]) for name in ("first", "second"))
+    async with _serving(tmp_path, front_proxy, first) as (url, certificate):
+        before = certificate.fingerprint
+        mount_pair(tmp_path / "mounted", second.certificate.read_bytes(), second.key.read_bytes())
+        assert certificate.reload()
+
+        assert certificate.fingerprint != before
+        assert await _status(url, client) == 200
+        assert await _status(url, stranger) is None
+
+
+@asynccontextmanager
+async def _serving(
+    folder: Path, front_proxy: FrontProxy, pair: Pair
+) -> AsyncIterator[tuple[str, ServingCertificate]]:
+    mounted = folder / "mounted"
+    mount_pair(mounted, pair.certificate.read_bytes(), pair.key.read_bytes())
+    certificate = ServingCertificate(mounted)
+    let_in_only(front_proxy, certificate.context)
     server = TestServer(build_metrics_app(desired, front_proxy))
-    await server.start_server(ssl=tls_for(front_proxy, pair.certificate, pair.key))
+    await server.start_server(ssl=certificate.context)
     try:
-        assert await _status(str(server.make_url(VALUES)), client) == status
+        yield str(server.make_url(VALUES)), certificate
     finally:
         await server.close()
 

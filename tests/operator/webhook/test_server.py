@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 from tests.operator.fake_api import HANGS, Answer, FakeApi, FakeLogin, status
+from tests.operator.mounts import mount_pair
 from tests.operator.pods import PLATFORM, legacy, proxy
 
 from openhqm.errors import SettingsError
@@ -37,18 +38,8 @@ BODY = {"spec": PROXY["spec"], "status": PROXY["status"]}
 
 
 def write_pair(folder: Path) -> None:
-    """As the kubelet mounts a Secret, new or changed: a folder per version, one link turned."""
     leaf = issue_leaf(AUTHORITY, ["127.0.0.1"], NOW)
-    version = folder / f"..{len(list(folder.glob('..2*'))) + 2000}"
-    version.mkdir(parents=True)
-    (version / "tls.crt").write_bytes(leaf.certificate)
-    (version / "tls.key").write_bytes(leaf.key)
-    turned = folder / "..data_new"
-    turned.symlink_to(version.name)
-    turned.rename(folder / "..data")
-    for name in ("tls.crt", "tls.key"):
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(f"..data/{name}")
+    mount_pair(folder, leaf.certificate, leaf.key)
 
 
 @pytest.fixture
