@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from openhqm_operator.api.spec import Scaling, ScalingMode
 from openhqm_operator.scaling.simulate_policies import KedaThroughHpa, Knative, OurLaw, Policy, World
 
 SLO_SECONDS = 10
@@ -37,6 +38,9 @@ CONCURRENCY = 4
 STARTUP_SECONDS = 20
 MOST = 60
 RUN_SECONDS = 3600
+
+SCALING = Scaling(mode=ScalingMode.NATIVE, drain_seconds=SLO_SECONDS)
+"""Ours: the defaults of the resource."""
 
 POD_RATE = CONCURRENCY / SERVICE_SECONDS
 """Requests one Pod completes in a second."""
@@ -97,7 +101,7 @@ CURVES: dict[str, Callable[[random.Random], list[float]]] = {
 
 def policies() -> list[Policy]:
     """Return fresh ones of all that are compared."""
-    return [OurLaw(drain_seconds=SLO_SECONDS), KedaThroughHpa(10), Knative()]
+    return [OurLaw(SCALING), KedaThroughHpa(10), Knative()]
 
 
 # --- the workload ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from openhqm_operator.api.spec import Scaling, ScalingMode
+from openhqm_operator.api.spec import Scaling
 from openhqm_operator.scaling.figures import Figures, Pods, Records, Series, StoreFigures
 from openhqm_operator.scaling.law import State, decide
 from openhqm_operator.scaling.schedules import Bounds
@@ -52,30 +52,28 @@ class Policy(Protocol):
 
 
 class OurLaw:
-    """`law.py`, fed by `figures.py`, every two seconds, with the defaults of the resource."""
+    """`law.py`, fed by `figures.py`, every two seconds.
+
+    Args:
+        scaling: as in an AsyncProxy; its bounds are not looked at.
+    """
 
     name = "OpenHQM"
     tick_seconds = 2
 
-    def __init__(self, drain_seconds: int) -> None:
-        self._drain_seconds = drain_seconds
+    def __init__(self, scaling: Scaling) -> None:
+        self._scaling = scaling
         self._series = Series()
         self._state = State()
 
     def choose(self, world: World) -> int | None:
         if world.at % self.tick_seconds:
             return None
-        scaling = Scaling(
-            mode=ScalingMode.NATIVE,
-            min_replicas=1,
-            max_replicas=world.most,
-            drain_seconds=self._drain_seconds,
-        )
         pods = Pods(world.ready, world.replicas - world.ready, world.startup_seconds)
         self._series.add(world.at, {"all": _figures(world)}, pods)
         decision = decide(
             self._series.load(),
-            scaling,
+            self._scaling,
             Bounds(1, world.most),
             self._state,
             replicas=world.replicas,
