@@ -20,19 +20,27 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from functools import partial
+from itertools import islice
 from urllib.parse import urlsplit
 
 from openhqm.errors import AppConnectionLost, AppTimeout, AppUnreachable
-from openhqm.http1_connection import HIGH_WATER_BYTES, Connection, Framing, Listener, Response
+from openhqm.http1_connection import HIGH_WATER_BYTES, Connection, Framing, Listener, Response, look
 from openhqm.http1_heads import Head, Headers, KnownHeads
 
 __all__ = ["Client", "Connection", "Framing", "Head", "Headers", "Response"]
 
 _TICK_SECONDS = 0.1
 """How exactly deadlines are kept."""
+
+_LOOK_AT = 8
+"""Idle connections looked at together: those that are used next, by a batch of requests."""
+
+_FRESH_SECONDS = 0.0001
+"""How long a look counts. An app that ends connections does it in any moment, also behind the look."""
 
 
 class Client:
@@ -173,10 +181,19 @@ class Client:
         while self._idle:
             connection = self._idle.pop()
             idle_seconds = connection.loop.time() - connection.idle_since
-            if idle_seconds < self._reuse_idle_seconds and connection.is_fresh():
+            if idle_seconds < self._reuse_idle_seconds and self._is_fresh(connection):
                 return connection
             connection.abort()
         return None
+
+    def _is_fresh(self, connection: Connection) -> bool:
+        """Whether nothing has happened on *connection* while it was idle."""
+        now = time.monotonic()
+        if connection.fresh_until < now:
+            look([connection, *islice(reversed(self._idle), _LOOK_AT - 1)], now + _FRESH_SECONDS)
+        is_fresh = connection.fresh_until > now
+        connection.fresh_until = 0.0
+        return is_fresh
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
@@ -185,7 +202,7 @@ class Client:
                 _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port)
         except OSError as exc:
             raise AppUnreachable(f"cannot connect to {self._host}:{self._port}: {exc or 'timeout'}") from exc
-        if self._closed or not connection.is_fresh():
+        if self._closed or not self._is_fresh(connection):
             connection.abort()
             raise AppUnreachable(f"{self._host}:{self._port} took the connection and dropped it")
         self._open.add(connection)

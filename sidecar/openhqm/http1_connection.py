@@ -11,7 +11,7 @@ import enum
 import math
 import re
 import select
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Protocol, cast
 
@@ -264,7 +264,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self.loop = asyncio.get_running_loop()  # looked up once: each time costs a system call, 0.2 us
         self._transport: asyncio.Transport
-        self._poller = select.poll()
+        self._descriptor = -1
         self._parser = httptools.HttpResponseParser(self)
         self._response: Response | None = None
         self._listener: Listener | None = None
@@ -278,6 +278,8 @@ class Connection(asyncio.Protocol):
         self._heads = owner.heads
         self.deadline = math.inf
         self.idle_since = 0.0
+        self.fresh_until = 0.0
+        """Until when what `look` saw of it counts, on `time.monotonic`; for whoever keeps it."""
         self._reset()
 
     def _reset(self) -> None:
@@ -379,13 +381,6 @@ class Connection(asyncio.Protocol):
         """Whether an exchange is under way."""
         return self._listener is not None or self._response is not None
 
-    def is_fresh(self) -> bool:
-        """Whether nothing has happened on this idle connection: no EOF, no reset, no stray byte.
-
-        The kernel is asked because the event loop may not have seen it yet.
-        """
-        return not self._closed and not self._transport.is_closing() and not self._poller.poll(0)
-
     def abandon(self, response: Response) -> None:
         if self._response is response:
             self._detach()
@@ -431,7 +426,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like it
-        self._poller.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._descriptor = transport.get_extra_info("socket").fileno()
 
     def data_received(self, data: bytes) -> None:
         listener = self._listener
@@ -696,3 +691,23 @@ def framing_of(headers: Headers, version: str) -> tuple[Framing, str]:
                 return framing, "an HTTP/1.0 answer has a Transfer-Encoding"
             framing = Framing.CHUNKED
     return framing, ""
+
+
+def look(connections: Sequence[Connection], fresh_until: float) -> None:
+    """Set `fresh_until` of those idle connections on which nothing has happened: no EOF, reset, stray byte.
+
+    The kernel is asked, for the event loop may not have seen it yet; about all of them with one call,
+    for alone each takes 2 us.
+    """
+    poller = select.poll()
+    usable = {
+        connection._descriptor: connection
+        for connection in connections
+        if not connection._closed and not connection._transport.is_closing()
+    }
+    for descriptor in usable:
+        poller.register(descriptor, select.POLLIN)
+    for descriptor, _ in poller.poll(0):
+        del usable[descriptor]
+    for connection in usable.values():
+        connection.fresh_until = fresh_until
