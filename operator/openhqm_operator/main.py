@@ -108,7 +108,7 @@ class Process:
             leader = Leader(settings, self._login, writing, caches_of(informers), self._identity)
             stack.push_async_callback(leader.close)
             leader.triggers.listen(informers)
-            health = Health(informers, leader.queue, settings.stale_seconds)
+            health = Health(informers, leader.queue, leader.kopf.complaint, settings.stale_seconds)
             figures = Figures(
                 informers,
                 leader.queue,
@@ -201,6 +201,7 @@ class Leader:
 
     Attributes:
         queue: keys to be looked at; filled by `triggers`, also while somebody else leads.
+        kopf: runs while we lead.
     """
 
     def __init__(
@@ -218,7 +219,7 @@ class Leader:
         self.events = Events(kube, instance=identity)
         self.queue: WorkQueue[Work] = WorkQueue(self._look, workers=settings.workers)
         self.triggers = Triggers(caches, self._add, self._add_after)
-        self._kopf = KopfThread(login, settings.namespace, self.triggers.sightings)
+        self.kopf = KopfThread(login, settings.namespace, self.triggers.sightings)
         self.sidecars = SidecarWatch(caches[ASYNC_PROXIES], caches[PODS], self.triggers.proxy)
         options = Options(
             has_bundled_store=settings.store is not None,
@@ -244,7 +245,7 @@ class Leader:
         self._is_leading = True
         self.triggers.everything()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._kopf.run(), name="kopf")
+            tasks.create_task(self.kopf.run(), name="kopf")
             tasks.create_task(self.queue.run(), name="queue")
             tasks.create_task(self._resync(), name="resync")
             tasks.create_task(self.sidecars.run(), name="sidecars")

@@ -14,6 +14,7 @@ from openhqm_operator.kube.events import Events
 from openhqm_operator.kube.resources import Key
 from openhqm_operator.kube.watching import Informer
 from openhqm_operator.kube.work_queue import WorkQueue
+from openhqm_operator.noticing.kopf_thread import STALLED_SECONDS
 from openhqm_operator.reconciling.reconcile import Work
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -91,13 +92,21 @@ class Health:
     """Whether this process is any good.
 
     Args:
+        kopf: says what is wrong with it for longer than so many seconds; `KopfThread.complaint`.
         stale_seconds: a watch not heard of, or a look not finished, for so long means no.
     """
 
-    def __init__(self, informers: Sequence[Informer], queue: WorkQueue[Work], stale_seconds: float) -> None:
+    def __init__(
+        self,
+        informers: Sequence[Informer],
+        queue: WorkQueue[Work],
+        kopf: Callable[[float], str | None],
+        stale_seconds: float,
+    ) -> None:
         self.is_draining = False
         self._informers = informers
         self._queue = queue
+        self._kopf = kopf
         self._stale_seconds = stale_seconds
 
     def complaint(self) -> str | None:
@@ -107,7 +116,8 @@ class Health:
                 return f"{informer.resource}: not heard of for {informer.stale_seconds():.0f} s"
         if self._queue.busy_seconds() > self._stale_seconds:
             return f"a look takes {self._queue.busy_seconds():.0f} s"
-        return None
+        # A leader ends by itself long before, and gives the Lease back; this is for one that cannot.
+        return self._kopf(max(self._stale_seconds, 2 * STALLED_SECONDS))
 
     @property
     def is_ready(self) -> bool:

@@ -105,3 +105,31 @@ async def test_one_that_tells_nothing_any_more_is_the_end(
     with pytest.raises(KopfEnded, match="has not told of a change for 151 s"):
         await asyncio.wait_for(running, LONG_SECONDS)
     assert_no_thread_is_left()
+
+
+async def test_a_thread_that_stands_still_is_the_end(
+    login: Login, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing changes, so that kopf owes nothing."""
+    now, is_blocking, may_go_on = 0.0, threading.Event(), threading.Event()
+
+    async def block(**_: object) -> None:
+        is_blocking.set()
+        may_go_on.wait(LONG_SECONDS)
+
+    monkeypatch.setattr(kopf_thread.kopf, "operator", block)
+    monkeypatch.setattr(kopf_thread, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(kopf_thread, "STOP_SECONDS", 0.05)
+    thread = KopfThread(login, None, watched.sightings, lambda: now)
+    running = asyncio.create_task(thread.run())
+    assert await asyncio.to_thread(is_blocking.wait, LONG_SECONDS)
+    early = thread.complaint(STALLED_SECONDS)
+    now = STALLED_SECONDS + 1
+
+    with pytest.raises(KopfEnded, match="has stood still for 151 s"):
+        await asyncio.wait_for(running, LONG_SECONDS)
+    may_go_on.set()
+
+    assert early is None
+    assert thread.complaint(STALLED_SECONDS) == "kopf's thread has stood still for 151 s"
+    assert_no_thread_is_left()

@@ -26,7 +26,7 @@ async def test_the_metrics_apis_new_certificate_is_shown_without_a_restart(
     port = free_port()
     settings = OperatorSettings.model_validate(
         {
-            "lease": {"namespace": "default", "name": "metrics-api"},
+            "lease": {"namespace": "nowhere"},  # it never leads: standbys answer too
             "namespace": "default",
             "host": "127.0.0.1",
             "health_port": 0,

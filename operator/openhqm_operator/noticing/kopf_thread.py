@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -26,9 +27,10 @@ from openhqm_operator.noticing.sightings import Sightings
 from openhqm_operator.reconciling.reconcile import Work
 
 STALLED_SECONDS = 150.0
-"""Twice what kopf takes to give up a silent watch, and some."""
+"""Twice what kopf takes to give up a silent watch, and some; then the leader ends. `/livez` waits longer."""
 
 CHECK_SECONDS = 5.0
+BEAT_SECONDS = 1.0
 STOP_SECONDS = 1.0
 """It holds nothing that must be given back: the process may end without it."""
 
@@ -45,15 +47,34 @@ class KopfThread:
     Args:
         namespace: the one namespace looked after; None: all.
         sightings: told of what kopf sees, on the event loop that `run` is called on.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, login: Login, namespace: str | None, sightings: Sightings) -> None:
+    def __init__(
+        self,
+        login: Login,
+        namespace: str | None,
+        sightings: Sightings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._login = login
         self._namespace = namespace
         self._sightings = sightings
+        self._clock = clock
+        self._beat_at: float | None = None
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._kopf: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
+
+    def complaint(self, limit_seconds: float) -> str | None:
+        """What is wrong with kopf for longer than *limit_seconds*; None if nothing, or before `run`."""
+        if self._beat_at is None:
+            return None
+        if (still := self._clock() - self._beat_at) > limit_seconds:
+            return f"kopf's thread has stood still for {still:.0f} s"
+        if (late := self._sightings.late_seconds()) > limit_seconds:
+            return f"kopf has not told of a change for {late:.0f} s"
+        return None
 
     async def run(self) -> NoReturn:
         """Keep kopf running until cancelled.
@@ -63,14 +84,15 @@ class KopfThread:
         """
         quieten()
         self._sightings.begin()
+        self._beat_at = self._clock()
         ours = asyncio.get_running_loop()
         threading.Thread(target=self._live, args=(ours,), name="kopf", daemon=True).start()
         ended = asyncio.wrap_future(self._ended)
         try:
             while not ended.done():
                 await asyncio.wait({ended}, timeout=CHECK_SECONDS)
-                if (late := self._sightings.late_seconds()) > STALLED_SECONDS:
-                    raise KopfEnded(f"kopf has not told of a change for {late:.0f} s")
+                if complaint := self.complaint(STALLED_SECONDS):
+                    raise KopfEnded(complaint)
             raise KopfEnded("kopf ended") from ended.exception()
         finally:
             await self._end(ended)
@@ -100,6 +122,7 @@ class KopfThread:
             _told_on(ours, self._sightings.told),
             _told_on(ours, self._sightings.told_gone),
         )
+        beating = asyncio.create_task(self._beat(), name="beat")  # before kopf, which ends tasks after it
         await kopf.operator(
             registry=registry,
             settings=kopf.OperatorSettings(),
@@ -108,6 +131,13 @@ class KopfThread:
             namespaces=[] if self._namespace is None else [self._namespace],
             stop_flag=self._stop,
         )
+        beating.cancel()
+
+    async def _beat(self) -> NoReturn:
+        """Show, from kopf's thread, that its event loop turns."""
+        while True:
+            self._beat_at = self._clock()
+            await asyncio.sleep(BEAT_SECONDS)
 
 
 def _called_on(ours: asyncio.AbstractEventLoop, login: Login) -> Callable[[], asyncio.Future[str | None]]:
