@@ -12,10 +12,12 @@ import importlib.util
 import json
 import os
 import platform
+import random
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Sequence
@@ -23,21 +25,32 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago, below those clients are given.
+    """A TCP port of 127.0.0.1 that stays this process's own, also while no server listens on it.
 
-    Cluster nodes also listen on port + 10000.
+    A socket that is bound and does not listen keeps it from whoever asks for any port, and from others who
+    pick one here. A server that names it may still listen: servers set SO_REUSEADDR, which on Linux is
+    enough when both have it. Elsewhere the port was free a moment ago. Cluster nodes also listen on
+    port + 10000, which is above the ports of clients.
     """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
+        port = random.randrange(51_000, 55_000)
+        with socket.socket() as holder:
+            try:
+                holder.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            # Not before: with it, two of us could bind the same port.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform == "linux":
+                holder.detach()
             return port
 
 
@@ -119,8 +132,9 @@ class RedisServer:
         return self._process.pid
 
     def client(self) -> redis.Redis:
-        """A plain client for looking at the server from outside."""
-        return redis.Redis(port=self.port, password=self.password, socket_timeout=5)
+        """A plain client for looking at the server from outside; it asks once."""
+        once = Retry(NoBackoff(), 0)
+        return redis.Redis(port=self.port, password=self.password, socket_timeout=5, retry=once)
 
     def start(self) -> None:
         with self._log.open("ab") as log:

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from tests.charts.rendering import find, rendered
 from tests.operator.reconciling.test_stores import Secrets
 from tests.services import binary, free_port
@@ -63,7 +65,8 @@ class BundledRedis:
 
     def client(self, url: str = "redis://127.0.0.1") -> redis.Redis:
         parts = urlsplit(url)
-        return redis.Redis(port=self.port, username=parts.username, password=parts.password)
+        once = Retry(NoBackoff(), 0)
+        return redis.Redis(port=self.port, username=parts.username, password=parts.password, retry=once)
 
     def _answers(self) -> bool:
         """As its probes ask, without a user."""
