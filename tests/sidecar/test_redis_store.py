@@ -104,6 +104,7 @@ class TestRedisStore(StoreContract):
 async def test_everything_survives_a_killed_server_and_the_store_goes_on(
     redis_server: RedisServer, open_store: Opener
 ) -> None:
+    sync_each_write(redis_server)
     store = await open_store()
     await store.accept(waiting := [new(body=b"%d" % number) for number in range(200)])
     lease = await take_one(store)
@@ -205,6 +206,7 @@ async def test_leases_that_were_heard_of_stay_with_their_holder_through_an_outag
     redis_server: RedisServer, open_store: Opener
 ) -> None:
     """The call that failed took nothing, so nothing may be given back."""
+    sync_each_write(redis_server)
     store = await open_store()
     await store.accept([new() for _ in range(5)])
     held = await take(store, 3)
@@ -656,6 +658,16 @@ def self_signed(folder: Path, name: str) -> tuple[Path, Path]:
         [*command.split(), "-addext", f"subjectAltName={name}", *files], check=True, capture_output=True
     )
     return certificate, key
+
+
+def sync_each_write(server: RedisServer) -> None:
+    """Until it is started again, let nothing be acknowledged that is not on the disk.
+
+    With `everysec` a server keeps what it acknowledged in memory for up to two seconds while its last
+    fsync takes long, as beside other work of the disk. A kill then loses it.
+    """
+    with server.client() as client:
+        client.config_set("appendfsync", "always")
 
 
 @contextmanager
