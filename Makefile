@@ -7,7 +7,8 @@ PYTHON  ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11;
 ARGS    ?=
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUFF_IN := sidecar operator tests benchmarks
-FAST    := --ignore=tests/integration --ignore=tests/cluster
+# One process per core; a file's tests stay in one, so that they share its servers. ARGS=-n0 for a debugger.
+FAST    := --ignore=tests/integration --ignore=tests/cluster --numprocesses=logical --maxprocesses=8 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-cluster check format bench settings-docs crd lock clean
