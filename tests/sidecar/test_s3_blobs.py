@@ -58,8 +58,9 @@ async def read(blobs: S3Blobs, ref: BlobRef) -> bytes:
 
 
 def patterned(size: int) -> bytes:
-    """Bytes in which a part out of place shows."""
-    return b"".join(number.to_bytes(4, "big") for number in range(size // 4 + 1))[:size]
+    """Bytes in which a part out of place shows: no part is a multiple of what repeats itself."""
+    unit = b"".join(number.to_bytes(4, "big") for number in range(65_537))
+    return (unit * (size // len(unit) + 1))[:size]
 
 
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 4 * PART_BYTES + 5])
