@@ -86,7 +86,7 @@ def facts() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("openhqm", "aiohttp", "uvloop", "httptools", "redis")},
+        **{name: version(name) for name in ("openhqm", "aiohttp", "uvloop", "httptools", "hiredis")},
     }
 
 

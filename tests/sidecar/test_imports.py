@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("redis", "aiokafka", "kopf", "kubernetes", "obstore", "openhqm_operator")
+HEAVY = ("hiredis", "redis", "aiokafka", "kopf", "kubernetes", "obstore", "openhqm_operator")
 
 
 def loaded_by(module: str) -> set[str]:

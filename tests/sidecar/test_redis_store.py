@@ -38,7 +38,7 @@ from openhqm.stores.base import (
 )
 from openhqm.stores.blobs import FileBlobs
 from openhqm.stores.redis import RedisStore
-from openhqm.stores.redis_link import Target, parse_url
+from openhqm.stores.redis_url import Target, parse_url
 
 pytestmark = pytest.mark.external_service
 

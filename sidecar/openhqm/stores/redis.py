@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
-from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
-
 from openhqm.errors import SettingsError, StoreUnavailable
 from openhqm.stores import redis_records as records
 from openhqm.stores.base import (
@@ -46,8 +44,10 @@ from openhqm.stores.base import (
 )
 from openhqm.stores.redis_blobs import RedisBlobs
 from openhqm.stores.redis_callers import Callers
-from openhqm.stores.redis_link import Argument, Link, Script, parse_url
+from openhqm.stores.redis_link import Link, Script
 from openhqm.stores.redis_notices import Notices
+from openhqm.stores.redis_url import parse_url
+from openhqm.stores.redis_wire import Argument, Denied, ServerError
 
 Item = TypeVar("Item")
 
@@ -84,7 +84,7 @@ class RedisStore:
     """The Store on a Redis or Valkey server, a Sentinel group or a Cluster.
 
     Args:
-        url: see `redis_link.parse_url`.
+        url: see `redis_url.parse_url`.
         blobs: where large bodies go; None keeps them in Redis too. Elsewhere they are deleted by
             the first sweep after their record needs them no more.
     """
@@ -144,7 +144,7 @@ class RedisStore:
             await self._read_durability()
             await self._check_scripts()
         except StoreUnavailable as exc:
-            if isinstance(exc.__cause__, (AuthenticationError, NoPermissionError)):
+            if isinstance(exc.__cause__, Denied):
                 raise SettingsError(f"store.url: {exc}") from exc
             raise
 
@@ -152,7 +152,7 @@ class RedisStore:
         try:
             await self.counts()
         except StoreUnavailable as exc:
-            if type(exc.__cause__) is ResponseError:
+            if type(exc.__cause__) is ServerError:
                 raise SettingsError(f"store.url: Redis 7 or Valkey is needed; {exc}") from exc
             raise
 

@@ -1,8 +1,9 @@
-"""How commands reach Redis: URLs, a small set of connections, time limits, and errors.
+"""How commands reach Redis: finding the server, one connection, time limits, and errors.
 
-Used by `redis.py` alone. A connection carries one command at a time and is thrown away after
-anything but a complete reply, so that a reply can never reach the wrong caller. Nothing is sent
-twice: the library's retries are off, because a command whose reply was lost may have been executed.
+Used by `redis.py` and its parts. All commands share a connection and do not wait for each other: the
+server runs one at a time anyway, and what is asked in one turn of the event loop is one write and often
+one read (`redis_wire.py`). Nothing is sent twice, because a command whose reply was lost may have been
+executed.
 
 The keys of a queue share one hash slot, so a cluster is the node that owns this slot, and Sentinel
 the master it names: both are looked up when a connection is made.
@@ -11,138 +12,40 @@ the master it names: both are looked up when a connection is made.
 from __future__ import annotations
 
 import asyncio
+import binascii
 import hashlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import TYPE_CHECKING, Any
 
-from redis.asyncio.connection import (
-    AbstractConnection,
+from openhqm.errors import StoreUnavailable
+from openhqm.stores.redis_url import Target
+from openhqm.stores.redis_wire import (
+    Argument,
     Connection,
-    SSLConnection,
-    UnixDomainSocketConnection,
+    Denied,
+    MemoryFull,
+    MovedAway,
+    ScriptUnknown,
+    ServerError,
 )
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.crc import key_slot
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    ClusterDownError,
-    MovedError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from openhqm.errors import SettingsError, StoreUnavailable
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
-Argument = bytes | str | int | float
+Listener = Callable[[Any], None]
 
 CONNECT_SECONDS = 2.0
 CALL_SECONDS = 2.9
-"""Limit of a whole call: waiting for a free connection, connecting, the command and its reply."""
+"""Limit of a whole call: waiting for its turn, connecting, the command and its reply."""
 
-CONNECTIONS = 8
+COMMANDS = 8
 """Most commands under way at once; each is a batch, so a few suffice."""
 
-_DEFAULT_PORTS = {"redis": 6379, "sentinel": 26379, "cluster": 6379}
-_MOVED = (MovedError, AskError, ClusterDownError, ReadOnlyError)
-_DENIED = (AuthenticationError, NoPermissionError)
-_QUERY = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A parsed store URL.
-
-    Args:
-        kind: "redis", "sentinel" or "cluster".
-        nodes: where to ask first, in order.
-        service: the master's name, for Sentinel.
-        tls: extra files for TLS by redis-py's names, None for plain connections.
-    """
-
-    kind: str
-    nodes: tuple[tuple[str, int], ...] = ()
-    path: str = ""
-    service: str = ""
-    db: int = 0
-    username: str | None = None
-    password: str | None = None
-    tls: dict[str, str] | None = None
-
-    def __str__(self) -> str:
-        """Where it is, without credentials."""
-        where = self.path or ",".join(f"{host}:{port}" for host, port in self.nodes)
-        return f"{self.kind} {where}" + (f" {self.service}" if self.service else "")
-
-
-def parse_url(url: str) -> Target:
-    """Read redis://, rediss://, unix://, redis+sentinel:// and redis+cluster:// URLs.
-
-    A scheme that starts with "rediss" means TLS; the certificate's name is always checked.
-
-    Raises:
-        SettingsError: says what is wrong, without repeating credentials.
-    """
-    scheme, separator, _ = url.partition("://")
-    base, _, kind = scheme.partition("+")
-    kind = kind or "redis"
-    if not separator or base not in ("redis", "rediss", "unix") or kind not in _DEFAULT_PORTS:
-        raise SettingsError(f"store.url: {scheme or 'an empty'!s} scheme is not one of Redis")
-    parts = urlsplit(url)
-    credentials, at, hosts = parts.netloc.rpartition("@")
-    username, _, password = credentials.partition(":")
-    query = dict(parse_qsl(parts.query))
-    if unknown := sorted(set(query) - _QUERY):
-        raise SettingsError(
-            f"store.url: unknown parameter {unknown[0]}; known are {', '.join(sorted(_QUERY))}"
-        )
-    segments = [unquote(part) for part in parts.path.split("/") if part]
-    service = ""
-    if kind == "sentinel":
-        if not segments:
-            raise SettingsError("store.url: redis+sentinel:// needs the master's name as its path")
-        service = segments.pop(0)
-    is_unix = base == "unix"
-    return Target(
-        kind=kind,
-        nodes=() if is_unix else _nodes(hosts, _DEFAULT_PORTS[kind]),
-        path=unquote(parts.path) if is_unix else "",
-        service=service,
-        db=0 if is_unix else _database(segments, kind),
-        username=unquote(username) or None,
-        password=unquote(password) if at and password else None,
-        tls=query if base == "rediss" else None,
-    )
-
-
-def _nodes(hosts: str, default_port: int) -> tuple[tuple[str, int], ...]:
-    nodes = []
-    for host in hosts.split(","):
-        try:
-            parts = urlsplit(f"//{host}")
-            nodes.append((parts.hostname or "127.0.0.1", parts.port or default_port))
-        except ValueError as exc:
-            raise SettingsError(f"store.url: not a host and port: {host}") from exc
-    return tuple(nodes)
-
-
-def _database(segments: Sequence[str], kind: str) -> int:
-    if not segments:
-        return 0
-    if len(segments) > 1 or not segments[0].isdigit():
-        raise SettingsError(f"store.url: the database is a number, not {'/'.join(segments)!r}")
-    if kind == "cluster" and segments[0] != "0":
-        raise SettingsError("store.url: a cluster has database 0 only")
-    return int(segments[0])
+SLOTS = 16384
+"""Hash slots of a cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +71,9 @@ class Link:
         """Args: key: the prefix of our keys, with the hash tag; first key of every script."""
         self.target = target
         self._key = key
-        self._idle: list[AbstractConnection] = []
-        self._slots = asyncio.Semaphore(CONNECTIONS)
+        self._connection: Connection | None = None
+        self._connecting = asyncio.Lock()
+        self._slots = asyncio.Semaphore(COMMANDS)
         self._closed = False
 
     async def command(self, *args: Argument) -> Any:
@@ -185,73 +89,71 @@ class Link:
         try:
             return await self.command(*args)
         except StoreUnavailable as exc:
-            if isinstance(exc.__cause__, ResponseError):
+            if isinstance(exc.__cause__, ServerError) and exc.__cause__.code in ("ERR", "NOPERM"):
                 return None
             raise
 
     async def _limited(self, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Do *work* in the caller's own task, for a task per call would take as long as the call.
 
-        A cancelled caller's connection is given up, with the reply nobody reads.
+        A connection that owes a reply for so long is given up, and with it whatever else it owes.
         """
         if self._closed:
             raise StoreUnavailable("the store is closed")
         with mapped_errors(self.target):
-            async with asyncio.timeout(CALL_SECONDS), self._slots:
-                return await work(*args)
+            try:
+                async with asyncio.timeout(CALL_SECONDS), self._slots:
+                    return await work(*args)
+            except TimeoutError:
+                self._give_up()
+                raise
 
     async def close(self) -> None:
         """Let what was asked end, then disconnect."""
         self._closed = True
-        for _ in range(CONNECTIONS):
+        for _ in range(COMMANDS):
             await self._slots.acquire()
-        for _ in range(CONNECTIONS):
+        for _ in range(COMMANDS):
             self._slots.release()
-        await self._forget_idle()
+        if self._connection is not None:
+            await self._connection.close()
 
     async def _evaluate(self, script: Script, args: Sequence[Argument]) -> Any:
         try:
             return await self._exchange((b"EVALSHA", script.sha, b"1", self._key, *args))
-        except NoScriptError:
+        except ScriptUnknown:
             return await self._exchange((b"EVAL", script.source, b"1", self._key, *args))
 
     async def _exchange(self, args: Sequence[Argument]) -> Any:
-        connection = await self._take()
+        connection = self._connection
+        if connection is None or connection.lost.done():
+            connection = await self._connect_once()
         try:
-            await connection.send_packed_command(encode_command(args), check_health=False)
-            reply = await connection.read_response()
-        except BaseException as exc:
-            if isinstance(exc, ResponseError) and not isinstance(exc, _MOVED):
-                self._idle.append(connection)
-            else:
-                await connection.disconnect(nowait=True)
-                await self._forget_idle()
+            return await connection.ask(args)
+        except MovedAway:
+            connection.abort()  # the next call looks for the server again
             raise
-        self._idle.append(connection)
-        return reply
 
-    async def _take(self) -> AbstractConnection:
-        while self._idle:
-            connection = self._idle.pop()
-            # What the server closed, or has bytes nobody asked for, is of no use.
-            if connection.is_connected and not await connection.can_read():
-                return connection
-            await connection.disconnect(nowait=True)
-        return await self.connect()
+    async def _connect_once(self) -> Connection:
+        """The connection, made anew by the first of those who miss it."""
+        async with self._connecting:
+            connection = self._connection
+            if connection is None or connection.lost.done():
+                self._connection = connection = await self.connect()
+            return connection
 
-    async def _forget_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.disconnect(nowait=True)
+    def _give_up(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
 
-    async def connect(self) -> AbstractConnection:
+    async def connect(self, listener: Listener | None = None) -> Connection:
         """A new connection to the server that may be written to; the caller owns it."""
         if self.target.path:
-            return await _connected(UnixDomainSocketConnection(path=self.target.path, **self._arguments()))
+            return await self._connect_to(None, listener=listener)
         if self.target.kind == "redis":
-            return await self._connect_to(self.target.nodes[0])
+            return await self._connect_to(self.target.nodes[0], listener=listener)
         ask = self._master if self.target.kind == "sentinel" else self._owner
-        return await self._connect_to(await self._first(ask))
+        return await self._connect_to(await self._first(ask), listener=listener)
 
     async def _first(self, ask: Callable[[tuple[str, int]], Awaitable[tuple[str, int]]]) -> tuple[str, int]:
         """Ask the nodes of the URL one after the other until one knows where the keys are."""
@@ -260,94 +162,97 @@ class Link:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS / len(self.target.nodes)):
                     return await ask(node)
-            except (RedisError, OSError, TimeoutError) as exc:
+            except (ServerError, OSError, TimeoutError) as exc:
                 failure = exc
         assert failure is not None
         raise failure
 
     async def _master(self, sentinel: tuple[str, int]) -> tuple[str, int]:
         async with self._visit(sentinel, is_sentinel=True) as connection:
-            await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.target.service)
-            address = await connection.read_response()
+            address = await connection.ask(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.target.service))
         if address is None:
-            raise ResponseError(f"this Sentinel knows no master named {self.target.service}")
+            raise ServerError(f"this Sentinel knows no master named {self.target.service}")
         return address[0].decode(), int(address[1])
 
     async def _owner(self, node: tuple[str, int]) -> tuple[str, int]:
         slot = key_slot(self._key)
         async with self._visit(node) as connection:
-            await connection.send_command("CLUSTER", "SLOTS")
-            ranges = await connection.read_response()
+            ranges = await connection.ask(("CLUSTER", "SLOTS"))
         for first, last, master, *_ in ranges:
             if first <= slot <= last:
                 return master[0].decode() or node[0], master[1]
-        raise ClusterDownError(f"no node of the cluster owns slot {slot}")
+        raise MovedAway(f"CLUSTERDOWN no node of the cluster owns slot {slot}")
 
     @asynccontextmanager
-    async def _visit(
-        self, node: tuple[str, int], is_sentinel: bool = False
-    ) -> AsyncIterator[AbstractConnection]:
-        connection = await self._connect_to(node, is_sentinel)
+    async def _visit(self, node: tuple[str, int], is_sentinel: bool = False) -> AsyncIterator[Connection]:
+        connection = await self._connect_to(node, is_sentinel=is_sentinel)
         try:
             yield connection
         finally:
-            await connection.disconnect(nowait=True)
+            await connection.close()
 
-    async def _connect_to(self, node: tuple[str, int], is_sentinel: bool = False) -> AbstractConnection:
-        arguments = self._arguments(is_sentinel) | {"host": node[0], "port": node[1]}
-        kind: type[Connection] = Connection
-        if self.target.tls is not None:
-            kind, arguments = SSLConnection, arguments | self.target.tls | {"ssl_check_hostname": True}
-        return await _connected(kind(**arguments))
+    async def _connect_to(
+        self, node: tuple[str, int] | None, *, is_sentinel: bool = False, listener: Listener | None = None
+    ) -> Connection:
+        """Connect to *node*, None for the socket of the URL, and be let in."""
+        async with asyncio.timeout(CONNECT_SECONDS):
+            connection = await self._open(node)
+            try:
+                # Sentinels are commonly open inside; the credentials of the URL are the master's.
+                if not is_sentinel:
+                    await self._introduce(connection)
+            except BaseException:
+                connection.abort()
+                raise
+        connection.listen(listener)
+        return connection
 
-    def _arguments(self, is_sentinel: bool = False) -> dict[str, Any]:
-        return {
-            "db": 0 if is_sentinel else self.target.db,
-            # Sentinels are commonly open inside; the credentials of the URL are the master's.
-            "username": None if is_sentinel else self.target.username,
-            "password": None if is_sentinel else self.target.password,
-            # One limit around the whole call instead, which costs no task per write.
-            "socket_timeout": None,
-            "socket_connect_timeout": CONNECT_SECONDS,
-            "retry": Retry(NoBackoff(), 0),
-            "protocol": 2,
-            "driver_info": None,
-            "socket_keepalive": True,
-        }
+    async def _open(self, node: tuple[str, int] | None) -> Connection:
+        loop = asyncio.get_running_loop()
+        if node is None:
+            return (await loop.create_unix_connection(Connection, self.target.path))[1]
+        context = None if self.target.tls is None else _tls_context(self.target.tls)
+        transport, connection = await loop.create_connection(Connection, *node, ssl=context)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return connection
+
+    async def _introduce(self, connection: Connection) -> None:
+        target = self.target
+        if target.username is not None or target.password is not None:
+            name = () if target.username is None else (target.username,)
+            try:
+                await connection.ask(("AUTH", *name, target.password or ""))
+            except ServerError as exc:
+                raise Denied(str(exc)) from exc
+        if target.db:
+            await connection.ask(("SELECT", target.db))
 
 
-_LENGTHS = [b"\r\n$%d\r\n" % length for length in range(1024)]
-"""What stands before an argument of so many bytes, and ends the one before it."""
+def key_slot(key: bytes) -> int:
+    """The hash slot of *key*; what stands in its first braces decides, if there is anything.
 
-
-def encode_command(args: Sequence[Argument]) -> bytes:
-    """A command as Redis reads it: an array of strings, each with its length.
-
-    The library's own encoder takes six times as long per argument, and a batch has hundreds.
+    Source: Redis cluster specification, "Key distribution model" and "Hash tags".
     """
-    parts = [b"*%d" % len(args)]
-    add = parts.append
-    for arg in args:
-        if type(arg) is not bytes:
-            arg = str(arg).encode()
-        length = len(arg)
-        add(_LENGTHS[length] if length < 1024 else b"\r\n$%d\r\n" % length)
-        add(arg)
-    add(b"\r\n")
-    return b"".join(parts)
+    start = key.find(b"{")
+    end = key.find(b"}", start + 1)
+    tag = key[start + 1 : end] if -1 < start < end - 1 else key
+    return binascii.crc_hqx(tag, 0) % SLOTS
 
 
-async def _connected(connection: AbstractConnection) -> AbstractConnection:
-    try:
-        await connection.connect()  # type: ignore[no-untyped-call]
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
-    return connection
+def _tls_context(files: dict[str, str]) -> SSLContext:
+    """Certificates are checked against the system's and *files*, and for the server's name."""
+    import ssl
+
+    context = ssl.create_default_context()
+    if "ssl_ca_certs" in files:
+        context.load_verify_locations(files["ssl_ca_certs"])
+    if "ssl_certfile" in files:
+        context.load_cert_chain(files["ssl_certfile"], files.get("ssl_keyfile"))
+    return context
 
 
 class mapped_errors:  # noqa: N801 - reads as a statement, like contextlib.suppress
-    """Turn errors of the library into ours at the edge; the cause stays attached."""
+    """Turn errors of server and network into ours at the edge; the cause stays attached."""
 
     __slots__ = ("_target",)
 
@@ -358,15 +263,15 @@ class mapped_errors:  # noqa: N801 - reads as a statement, like contextlib.suppr
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, OutOfMemoryError):
+        if isinstance(error, MemoryFull):
             raise StoreUnavailable(f"{self._target} is out of memory") from error
-        if isinstance(error, _DENIED):
+        if isinstance(error, Denied):
             raise StoreUnavailable(f"{self._target} refuses the user name or password") from error
-        if isinstance(error, _MOVED):
+        if isinstance(error, MovedAway):
             raise StoreUnavailable(f"{self._target} is changing its master") from error
-        if isinstance(error, (TimeoutError, RedisTimeoutError)):
-            raise StoreUnavailable(f"{self._target} does not answer") from error
-        if isinstance(error, ResponseError):
+        if isinstance(error, ServerError):
             raise StoreUnavailable(f"{self._target} refuses: {error}") from error
-        if isinstance(error, (RedisError, OSError)):
+        if isinstance(error, TimeoutError):
+            raise StoreUnavailable(f"{self._target} does not answer") from error
+        if isinstance(error, OSError):
             raise StoreUnavailable(f"{self._target} cannot be reached: {error}") from error

@@ -13,12 +13,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
-
 from openhqm.stores.base import Change, Lane
-from openhqm.stores.redis_link import CALL_SECONDS, Link
+from openhqm.stores.redis_link import Link
 from openhqm.stores.redis_records import LANE_CODES, LANES, AlikeChanges, unpack_changes
+from openhqm.stores.redis_wire import Connection, ServerError
 
 Listener = Callable[[Sequence[Change]], None]
 
@@ -42,6 +40,7 @@ class Notices:
         self._waiting: dict[Lane, set[asyncio.Event]] = {lane: set() for lane in LANES}
         self._receiver: asyncio.Task[None] | None = None
         self._needed_until = 0.0
+        self._heard = False
         self._closed = False
 
     def add(self, listener: Listener) -> Callable[[], None]:
@@ -87,29 +86,36 @@ class Notices:
         while self._is_needed():
             try:
                 await self._follow()
-            except (RedisError, OSError, TimeoutError):
+            except (ServerError, OSError, TimeoutError):
                 # Waiters re-read meanwhile, and their own calls report the outage.
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _follow(self) -> None:
-        async with asyncio.timeout(CALL_SECONDS):
-            connection = await self._link.connect()
+        connection = await self._link.connect(self._hear)
         try:
-            await connection.send_command("SUBSCRIBE", self._channel)
+            connection.send(("SUBSCRIBE", self._channel))
             while self._is_needed():
-                await self._next(connection)
+                await self._stay(connection)
         finally:
-            await connection.disconnect(nowait=True)
+            await connection.close()
 
-    async def _next(self, connection: AbstractConnection) -> None:
-        """Handle one message; a connection silent for long must answer a ping."""
-        try:
-            async with asyncio.timeout(QUIET_SECONDS):
-                message = await connection.read_response(disconnect_on_error=False)
-        except TimeoutError:
-            await connection.send_command("PING")
-            async with asyncio.timeout(QUIET_SECONDS):
-                message = await connection.read_response()
+    async def _stay(self, connection: Connection) -> None:
+        """Let messages come for a while; a connection silent all the time must answer a ping."""
+        if not await self._hears(connection):
+            connection.send(("PING",))
+            if not await self._hears(connection):
+                raise TimeoutError
+
+    async def _hears(self, connection: Connection) -> bool:
+        """Whether anything came within `QUIET_SECONDS`. Raises ConnectionError when it ended."""
+        self._heard = False
+        await asyncio.wait([connection.lost], timeout=QUIET_SECONDS)
+        if connection.lost.done():
+            raise ConnectionResetError("the subscription has ended")
+        return self._heard
+
+    def _hear(self, message: Sequence[bytes]) -> None:
+        self._heard = True
         if message[0] == b"message":
             self._tell(message[2])
         elif message[0] == b"subscribe":
