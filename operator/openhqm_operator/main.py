@@ -102,9 +102,7 @@ class Process:
             lease = (settings.lease.namespace, settings.lease.name)
             election = Election(reading, lease, identity=self._identity)
             writing = await stack.enter_async_context(Kube(self._login, fence=election.check))
-            informers = build_informers(
-                reading, settings.namespace, has_gateways=settings.gateway is not None
-            )
+            informers = build_informers(reading, settings.namespace)
             leader = Leader(settings, self._login, writing, caches_of(informers), self._identity)
             stack.push_async_callback(leader.close)
             leader.triggers.listen(informers)

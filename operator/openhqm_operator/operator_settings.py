@@ -58,7 +58,8 @@ class OperatorSettings(Area):
         None, description="The injector's; None: they are somebody else's business."
     )
     gateway: Platform | None = Field(
-        None, description="How gateways run; None: there are none, and no workload goes to zero."
+        None,
+        description="How gateways run; None: no workload goes to zero, and one that is there wakes.",
     )
     keda: KedaSettings | None = Field(None, description="None: scaling mode KEDA is refused.")
     metrics_api: MetricsApiSettings | None = Field(None, description="None: scaling mode HPA is refused.")

@@ -156,7 +156,7 @@ class Uninstall:
 
     async def _end_all(self) -> Sequence[Key]:
         settings = self._settings
-        informers = build_informers(self._kube, settings.namespace, has_gateways=settings.gateway is not None)
+        informers = build_informers(self._kube, settings.namespace)
         caches = caches_of(informers)
         events = Events(self._kube, instance="openhqm-uninstall")
         sidecars = SidecarWatch(_endings(informers), caches[PODS], lambda key: None)

@@ -202,6 +202,18 @@ def test_settings_are_what_the_processes_read(
     assert settings.certificates is not None
 
 
+def test_gateways_turned_off_can_be_taken_away_and_none_made() -> None:
+    role = find(render({"gateway": {"enabled": False}}), "ClusterRole", "openhqm-operator")
+    verbs: dict[str, set[str]] = {}
+    for rule in role["rules"]:
+        for resource in rule["resources"]:
+            verbs.setdefault(resource, set()).update(rule["verbs"])
+
+    for resource in ("deployments", "services", "endpointslices", "poddisruptionbudgets"):
+        assert verbs[resource] >= {"get", "list", "watch", "delete"}
+        assert "create" not in verbs[resource]
+
+
 def _has_gateways(variant: str) -> bool:
     return bool(values_of(variant).get("gateway", {}).get("enabled", True))
 

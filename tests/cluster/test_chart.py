@@ -509,6 +509,23 @@ async def test_operator_makes_gateways_that_do_nothing_but_that(operator: Kube) 
             await operator.create(_gateway(container, pod), manager="openhqm-operator")
 
 
+async def test_operator_notes_upon_a_gateway_of_an_earlier_image_and_takes_it_away(
+    operator: Kube, release: ControlPlane
+) -> None:
+    """After an upgrade that turns gateways off nobody makes it anew."""
+    gateway = _gateway({"image": "earlier:1"}, {})
+    gateway["metadata"]["annotations"] = {"noted": "once"}
+    release.request("POST", f"/apis/apps/v1/namespaces/{SHOP}/deployments", gateway)
+    key = key_of(gateway)
+    note = [{"op": "add", "path": "/metadata/annotations/noted", "value": "again"}]
+    evil = [{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "evil:1"}]
+
+    await operator.patch_json(DEPLOYMENTS, key, note, manager="openhqm-operator")
+    with pytest.raises(KubeError, match="the sidecar's image alone"):
+        await operator.patch_json(DEPLOYMENTS, key, evil, manager="openhqm-operator")
+    assert await operator.delete(DEPLOYMENTS, key)
+
+
 async def test_operator_has_a_gateway_join_a_service_and_takes_all_of_it_away(
     operator: Kube, service: Object
 ) -> None:

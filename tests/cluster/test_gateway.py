@@ -95,11 +95,19 @@ class Shop:
         await self.kube.create(_service(self.namespace, **service), manager=USER)
         await self.kube.create(_secret(self.namespace), manager=USER)
         await self.kube.create(_proxy(self.namespace, scaling), manager=USER)
-        informers = build_informers(self.kube, self.namespace, has_gateways=True)
+        informers = build_informers(self.kube, self.namespace)
         self.caches = caches_of(informers)
-        stats = await stack.enter_async_context(SidecarStats(self._address))
+        self._stats = await stack.enter_async_context(SidecarStats(self._address))
+        self.operate(Options(gateway=PLATFORM))
+        self._tasks = [asyncio.create_task(informer.run()) for informer in informers]
+        for informer in informers:
+            await informer.synced.wait()
+        await self.until(self.is_injected)
+        self._tasks.append(asyncio.create_task(self._watch_endpoints()))
+
+    def operate(self, options: Options) -> None:
+        """Have an operator begin that knows nothing but what the caches say."""
         sidecars = Sidecars(self.caches[CONFIG_MAPS])
-        options = Options(gateway=PLATFORM)
         observer = Observer(
             self.kube,
             self.caches,
@@ -114,17 +122,12 @@ class Shop:
         self.autoscaler = Autoscaler(
             self.kube,
             self.caches,
-            stats,
+            self._stats,
             events,
             powers,
             clock=lambda: self.now().timestamp(),
             now=self.now,
         )
-        self._tasks = [asyncio.create_task(informer.run()) for informer in informers]
-        for informer in informers:
-            await informer.synced.wait()
-        await self.until(self.is_injected)
-        self._tasks.append(asyncio.create_task(self._watch_endpoints()))
 
     async def close(self) -> None:
         ended = [task for task in self._tasks if task.done()]
@@ -438,6 +441,31 @@ async def test_scaling_turned_off_while_it_sleeps_wakes_it(open_shop: Opener) ->
     change = {"spec": {"scaling": {"mode": "Off"}}}
     await shop.kube.patch_merge(ASYNC_PROXIES, shop.key, change, manager=USER)
     await shop.until(shop.is_awake, 2.0)
+
+    assert shop.gaps == []
+
+
+async def test_gateways_turned_off_while_it_sleeps_wake_it_and_go(open_shop: Opener) -> None:
+    """As after `helm upgrade --set gateway.enabled=false`: another operator, with other settings."""
+    shop = await open_shop()
+    await shop.fall_asleep()
+
+    shop.operate(Options(gateway=None))
+    await shop.until(shop.is_awake, 2.0)
+
+    assert await shop.reason(ConditionType.AUTOSCALING_ACTIVE) == "GatewayDisabled"
+    assert await shop.ours() == []
+    assert shop.gaps == []
+
+
+async def test_gateways_turned_off_while_one_has_joined_go_and_the_workload_stays(open_shop: Opener) -> None:
+    shop = await open_shop()
+    await shop.until(lambda: _is(_count_ready(shop), 2), 1.0)
+
+    shop.operate(Options(gateway=None))
+    while await shop.ours():
+        await shop.work(2.0)
+        assert await shop.replicas() == 1
 
     assert shop.gaps == []
 

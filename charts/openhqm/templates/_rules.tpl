@@ -42,21 +42,19 @@
 - apiGroups: [keda.sh]
   resources: [scaledobjects]
   verbs: [get, list, watch{{ if .Values.keda.enabled }}, create, patch, delete{{ end }}]
-{{- if .Values.gateway.enabled }}
-# Gateways of workloads at zero.
+# Gateways of workloads at zero. Once they are turned off, those there are stand in until the workload serves.
 - apiGroups: [apps]
   resources: [deployments]
-  verbs: [create, delete]
+  verbs: [{{ if .Values.gateway.enabled }}create, {{ end }}delete]
 - apiGroups: [""]
   resources: [services]
-  verbs: [create, delete]
+  verbs: [{{ if .Values.gateway.enabled }}create, {{ end }}delete]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, {{ if .Values.gateway.enabled }}create, {{ end }}patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, delete]
-{{- end }}
+  verbs: [get, list, watch, {{ if .Values.gateway.enabled }}create, patch, {{ end }}delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

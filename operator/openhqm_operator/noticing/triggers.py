@@ -44,13 +44,8 @@ _WATCHED = {ASYNC_PROXIES.kind: ASYNC_PROXIES, **WORKLOADS}
 """What kopf watches too."""
 
 
-def build_informers(kube: Kube, namespace: str | None, *, has_gateways: bool = False) -> list[Informer]:
-    """One informer for each resource, keeping what is needed of it.
-
-    Args:
-        has_gateways: what gateways are made of too; without them nobody may be allowed to see it.
-    """
-    gateways = {ENDPOINT_SLICES: _OUR_SLICES, POD_DISRUPTION_BUDGETS: _OURS} if has_gateways else {}
+def build_informers(kube: Kube, namespace: str | None) -> list[Informer]:
+    """One informer for each resource, keeping what is needed of it."""
     own = f"metadata.name={namespace}" if namespace else ""
     return [
         Informer(kube, ASYNC_PROXIES, namespace=namespace, project=_without_managers),
@@ -66,10 +61,8 @@ def build_informers(kube: Kube, namespace: str | None, *, has_gateways: bool = F
         Informer(kube, NAMESPACES, fields=own, project=_without_managers),
         Informer(kube, HORIZONTAL_POD_AUTOSCALERS, namespace=namespace, project=_without_managers),
         Informer(kube, SCALED_OBJECTS, namespace=namespace, project=_without_managers, optional=True),
-        *(
-            Informer(kube, resource, namespace=namespace, labels=labels, project=_without_managers)
-            for resource, labels in gateways.items()
-        ),
+        Informer(kube, ENDPOINT_SLICES, namespace=namespace, labels=_OUR_SLICES, project=_without_managers),
+        Informer(kube, POD_DISRUPTION_BUDGETS, namespace=namespace, labels=_OURS, project=_without_managers),
     ]
 
 

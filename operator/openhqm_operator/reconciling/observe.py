@@ -51,7 +51,7 @@ class Options:
     Args:
         has_bundled_store: a proxy without a store gets the Redis that the chart brings along.
         pod_security: level enforced in namespaces that say nothing.
-        gateway: how gateways run; None: there are none, and no workload goes to zero.
+        gateway: how gateways run; None: no more are made, and those there are go once their workload serves.
     """
 
     has_bundled_store: bool = True
@@ -293,8 +293,6 @@ class Observer:
         return gateways, tuple(pod for pod in pods if not is_ours(pod))
 
     async def _gateway(self, key: Key, pods: tuple[Object, ...], app_pods: tuple[Object, ...]) -> GatewaySeen:
-        if self._options.gateway is None:
-            return GatewaySeen()  # nor is what it is made of watched
         namespace, name = key
         about = (namespace, names.label_value(name))
         slices = tuple(self._caches[ENDPOINT_SLICES].by("proxy", about))
