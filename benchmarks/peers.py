@@ -9,20 +9,45 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import threading
 import time
+from collections.abc import Callable
+from queue import SimpleQueue
 
 import aiohttp
 import uvloop
 from aiohttp import web
 
 
+class Pause:
+    """Makes calls on the running loop *seconds* later, to a tenth of a millisecond.
+
+    The loop's own timers count whole milliseconds and end late: of 50 ms they make 51.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._due: SimpleQueue[tuple[float, Callable[..., None], bytes]] = SimpleQueue()
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def call(self, function: Callable[..., None], argument: bytes) -> None:
+        self._due.put((time.perf_counter() + self._seconds, function, argument))
+
+    def _wait(self) -> None:
+        while True:
+            due, function, argument = self._due.get()
+            time.sleep(max(0.0, due - time.perf_counter()))
+            self._loop.call_soon_threadsafe(function, argument)
+
+
 class App(asyncio.Protocol):
-    """A raw HTTP app: answers every request with 200 after *delay_seconds*; counts at GET /count."""
+    """A raw HTTP app: answers every request with 200, after a *pause* if any; counts at GET /count."""
 
     served = 0
 
-    def __init__(self, delay_seconds: float) -> None:
-        self.delay_seconds = delay_seconds
+    def __init__(self, pause: Pause | None) -> None:
+        self.pause = pause
         self.buffer = b""
 
     def connection_made(self, transport) -> None:
@@ -49,15 +74,15 @@ class App(asyncio.Protocol):
             return
         App.served += 1
         answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
-        if self.delay_seconds:
-            asyncio.get_running_loop().call_later(self.delay_seconds, self.transport.write, answer)
+        if self.pause is not None:
+            self.pause.call(self.transport.write, answer)
         else:
             self.transport.write(answer)
 
 
 async def serve_app(delay_seconds: float) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: App(delay_seconds), "127.0.0.1", 0, backlog=1024)
+    pause = Pause(delay_seconds) if delay_seconds else None
+    server = await asyncio.get_running_loop().create_server(lambda: App(pause), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
