@@ -3,12 +3,14 @@
     python -m openhqm_operator.uninstall --config /etc/openhqm-operator/operator.yaml \\
         --webhook openhqm --operator openhqm-operator
 
-    the webhook goes -> the operators go, the Lease is ours -> `reconciling/ending.py` ends every AsyncProxy
+    the operators go, the Lease is ours -> `reconciling/ending.py` ends every AsyncProxy -> the webhook goes
 
-First the webhook: nothing new is injected. Then the operators: they would make AsyncProxies anew from the
-annotations, which stay, as do AsyncProxies: whoever installs again finds all as it was asked for. That one is
-to end is said here alone, where `reconciling/reconcile.py` looks, never on the AsyncProxy. What takes too
-long is forced.
+First the operators: they would make AsyncProxies anew from the annotations, which stay, as do AsyncProxies:
+whoever installs again finds all as it was asked for. That one is to end is said here alone, where
+`reconciling/reconcile.py` looks, never on the AsyncProxy. What takes too long is forced.
+
+Last the webhook: workloads at zero wake for this, and only Pods with a sidecar can work off what they slept
+upon; the same holds for a Pod that is replaced while its workload drains.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from openhqm_operator.kube.login import LoginFailed, find_login
 from openhqm_operator.kube.resources import (
     ASYNC_PROXIES,
     DEPLOYMENTS,
+    ENDPOINT_SLICES,
     MUTATING_WEBHOOKS,
     PODS,
     Key,
@@ -52,6 +55,9 @@ from openhqm_operator.reconciling.reconcile import Reconciler, Work
 from openhqm_operator.reconciling.sidecars import SidecarWatch
 
 LOOK_SECONDS = 2.0
+
+WAKE_SECONDS = 60.0
+"""Workloads at zero may take this long until they serve without a gateway; until then nothing is forced."""
 
 FORCED_SECONDS = 90.0
 """From giving up a backlog until finalizers are taken away from whatever is still not clean."""
@@ -124,7 +130,6 @@ class Uninstall:
         Raises:
             KubeError: the API server refuses; running it again goes on.
         """
-        await self._remove_webhook()
         await self._stop_operators()
         lease = (self._settings.lease.namespace, self._settings.lease.name)
         election = Election(self._kube, lease, identity=f"uninstall_{uuid.uuid4().hex[:8]}")
@@ -134,6 +139,7 @@ class Uninstall:
             left.extend(await self._end_all())
 
         await election.run(lead)
+        await self._remove_webhook()
         return left
 
     async def _remove_webhook(self) -> None:
@@ -168,16 +174,22 @@ class Uninstall:
         try:
             for informer in informers:
                 await informer.synced.wait()
-            return await self._end_each(reconciler, observer)
+            return await self._end_each(reconciler, observer, caches[ENDPOINT_SLICES])
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _end_each(self, reconciler: Reconciler, observer: EndingObserver) -> Sequence[Key]:
-        started = time.monotonic()
+    async def _end_each(
+        self, reconciler: Reconciler, observer: EndingObserver, gateways: Cache
+    ) -> Sequence[Key]:
+        """End all of them; *gateways*: endpoints of those that stand in for workloads."""
+        begun = draining_since = time.monotonic()
         while held := await self._held():
-            passed = time.monotonic() - started
+            now = time.monotonic()
+            if any(_has_gateway(proxy, gateways) for proxy in held) and now - begun < WAKE_SECONDS:
+                draining_since = now
+            passed = now - draining_since
             if passed > self._release.drain_seconds + FORCED_SECONDS:
                 return [await self._let_go(proxy) for proxy in held]
             if passed > self._release.drain_seconds and not observer.is_forced:
@@ -219,6 +231,12 @@ def _endings(informers: Sequence[Informer]) -> Cache:
         if informer.resource is ASYNC_PROXIES:
             informer.on_change(changed)
     return endings
+
+
+def _has_gateway(proxy: Object, gateways: Cache) -> bool:
+    """Whether a gateway stands in for its workload, which is at zero or about to serve again."""
+    namespace, name = key_of(proxy)
+    return bool(gateways.by("proxy", (namespace, names.label_value(name))))
 
 
 async def _run(settings: OperatorSettings, release: Release, kubeconfig: Path | None) -> None:

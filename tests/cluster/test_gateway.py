@@ -16,7 +16,9 @@ from typing import Any
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from tests.charts.rendering import render
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.hook import grant_hook
 from tests.operator.loads import stats_body
 
 from openhqm_operator.api import names
@@ -43,14 +45,18 @@ from openhqm_operator.kube.resources import (
     Object,
 )
 from openhqm_operator.noticing.triggers import build_informers, caches_of
+from openhqm_operator.operator_settings import LeaseSettings, OperatorSettings
 from openhqm_operator.reconciling.belongings import digest
 from openhqm_operator.reconciling.observe import Observer, Options, Told, is_ours
 from openhqm_operator.reconciling.reconcile import Reconciler, Work
 from openhqm_operator.scaling.autoscaler import Autoscaler, Powers
 from openhqm_operator.scaling.sidecar_stats import SidecarStats
+from openhqm_operator.uninstall import Release, Uninstall
 
 USER = "kubectl"
 WITHIN_SECONDS = 30.0
+LONG_SECONDS = 120.0
+SYSTEM = "gateway-system"
 PLATFORM = Platform(image="registry/openhqm:1")
 _numbers = itertools.count()
 
@@ -482,6 +488,32 @@ async def test_an_ejected_workload_wakes_first_and_nothing_of_ours_stays(open_sh
     assert names.PROXY_LABEL not in template["labels"]
     assert await shop.replicas() == 1
     assert shop.gaps == []
+
+
+async def test_the_uninstall_hook_wakes_a_workload_before_it_gives_it_back(
+    open_shop: Opener, cluster: ControlPlane
+) -> None:
+    """With the rights the chart gives it. Nobody tells what is queued: that is given up, but not the app."""
+    shop = await open_shop()
+    await shop.fall_asleep()
+    await shop.kube.create(_named("v1", "Namespace", SYSTEM), manager=USER)
+    login = await from_kubeconfig(grant_hook(cluster, render(namespace=SYSTEM), SYSTEM))
+    settings = OperatorSettings(
+        lease=LeaseSettings(namespace=SYSTEM), namespace=shop.namespace, gateway=PLATFORM
+    )
+    release = Release(webhook=f"openhqm-{SYSTEM}", operator="openhqm-operator", drain_seconds=0.0)
+
+    async with Kube(login) as hook, asyncio.timeout(LONG_SECONDS):
+        left = await Uninstall(settings, release, hook).run()
+
+    assert left == []
+    assert shop.gaps == []
+    assert await shop.replicas() == 1
+    assert await shop.ours() == []
+    template = (await shop.kube.get(DEPLOYMENTS, shop.key))["spec"]["template"]["metadata"]
+    assert names.PROXY_LABEL not in template["labels"]
+    proxy = await shop.kube.get(ASYNC_PROXIES, shop.key)
+    assert not proxy["metadata"].get("finalizers")
 
 
 async def _is(found: Awaitable[Any], wanted: Any) -> bool:

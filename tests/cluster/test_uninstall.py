@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import pytest_asyncio
-from tests.charts.rendering import Object, find, of_kind, render
+from tests.charts.rendering import find, render
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.hook import grant_hook
 from tests.cluster.shop import Shop
 
 from openhqm.settings import LogSettings
@@ -24,11 +27,15 @@ from openhqm_operator.uninstall import Release, Uninstall, as_ending
 
 SYSTEM = "uninstall-system"
 LONG_SECONDS = 60.0
-RBAC = "/apis/rbac.authorization.k8s.io/v1"
+
+
+class Installed(NamedTuple):
+    plane: ControlPlane
+    hook: Path
 
 
 @pytest.fixture(scope="module")
-def release(api_server: ControlPlane) -> ControlPlane:
+def release(api_server: ControlPlane) -> Installed:
     """What of the chart matters to the hook, and the hook's own account."""
     # No injector runs here; Shop plays it.
     values = {"webhook": {"excludedNamespaces": ["uninstall-shop"]}}
@@ -38,28 +45,18 @@ def release(api_server: ControlPlane) -> ControlPlane:
     api_server.request("POST", "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations", webhook)
     operator = find(objects, "Deployment", "openhqm-operator")
     api_server.request("POST", f"/apis/apps/v1/namespaces/{SYSTEM}/deployments", operator)
-    for obj in _rights_of_the_hook(objects):
-        place = f"namespaces/{SYSTEM}/" if "namespace" in obj["metadata"] else ""
-        api_server.request("POST", f"{RBAC}/{place}{obj['kind'].lower()}s", obj)
-    return api_server
-
-
-def _rights_of_the_hook(objects: list[Object]) -> list[Object]:
-    kinds = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-    found = [obj for kind in kinds for obj in of_kind(objects, kind)]
-    return [obj for obj in found if obj["metadata"]["name"].endswith("-uninstall")]
+    return Installed(api_server, grant_hook(api_server, objects, SYSTEM))
 
 
 @pytest_asyncio.fixture
-async def admin(release: ControlPlane) -> AsyncIterator[Kube]:
-    async with Kube(await from_kubeconfig(release.kubeconfig)) as kube:
+async def admin(release: Installed) -> AsyncIterator[Kube]:
+    async with Kube(await from_kubeconfig(release.plane.kubeconfig)) as kube:
         yield kube
 
 
 @pytest_asyncio.fixture
-async def hook(release: ControlPlane) -> AsyncIterator[Kube]:
-    user = f"system:serviceaccount:{SYSTEM}:openhqm-uninstall"
-    async with Kube(await from_kubeconfig(release.kubeconfig_of(user))) as kube:
+async def hook(release: Installed) -> AsyncIterator[Kube]:
+    async with Kube(await from_kubeconfig(release.hook)) as kube:
         yield kube
 
 

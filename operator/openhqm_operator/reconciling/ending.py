@@ -64,13 +64,20 @@ def ending(seen: Observed) -> Desired:
 
 
 def _in_turn(ejection: Ejection, standing: Standing) -> Ejection:
-    """A workload at zero wakes, and serves by itself again, before anything is taken away from it."""
-    if standing.is_out or ejection.step is Step.DRAIN:
+    """A workload at zero wakes, and serves by itself again, before anything is taken away from it.
+
+    The gateway goes before the AsyncProxy is let go, not with it: nodes hear late that it left, and whoever
+    uninstalls leaves AsyncProxies behind.
+    """
+    if ejection.step is Step.DRAIN or standing.is_gone:
         return ejection
-    verdict = Verdict.yes(
-        ConditionType.DRAINING, "Waking", "The workload is to serve without its gateway first."
-    )
-    return Ejection(Step.DRAIN, verdict)
+    if not standing.is_out:
+        message = "The workload is to serve without its gateway first."
+        return Ejection(Step.DRAIN, Verdict.yes(ConditionType.DRAINING, "Waking", message))
+    if ejection.step is Step.FINISH:
+        message = "The gateway is to go first."
+        return Ejection(Step.REMOVE, Verdict.yes(ConditionType.DRAINING, "GatewayLeaving", message))
+    return ejection
 
 
 def _passing_settings(seen: Observed) -> str | None:

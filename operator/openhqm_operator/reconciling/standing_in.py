@@ -46,12 +46,14 @@ class Standing:
 
     Args:
         is_out: it is in no Service, nor about to be.
+        is_gone: nothing of it is left.
     """
 
     stage: Stage
     steps: tuple[Action, ...]
     sleep: Sleep
     is_out: bool
+    is_gone: bool
     look_again_seconds: float | None
 
 
@@ -70,7 +72,8 @@ def stand_in(seen: Observed, plan: Plan | None, *, is_forced: bool = False) -> S
     steps = (*_steps(seen, allowed, course, slices),)
     sleep = refused or Sleep(course.may_sleep)
     is_out = not course.is_in and not seen.gateway.slices
-    return Standing(course.stage, steps, sleep, is_out, course.look_again_seconds)
+    is_gone = is_out and not any((seen.gateway.deployment, seen.gateway.service, seen.gateway.budget))
+    return Standing(course.stage, steps, sleep, is_out, is_gone, course.look_again_seconds)
 
 
 def _may_reach_zero(plan: Plan) -> bool:

@@ -17,7 +17,7 @@ from openhqm_operator.reconciling.acceptance import judge
 from openhqm_operator.reconciling.desired import desired
 from openhqm_operator.reconciling.observe import GatewaySeen, Observed, Options, Told
 from openhqm_operator.reconciling.standing_in import Standing, refusal, stand_in
-from openhqm_operator.reconciling.steps import Apply, Delete, Patch, SetReplicas
+from openhqm_operator.reconciling.steps import Apply, Delete, Desired, Patch, SetReplicas, SetStatus
 
 OPTIONS = Options(gateway=Platform(image="registry/openhqm:1"))
 ZERO = {"mode": "Native", "minReplicas": 0}
@@ -334,6 +334,22 @@ def test_drained_it_still_waits_until_the_gateway_has_left() -> None:
 
     assert "TouchTemplate" not in kinds
     assert "Delete" not in kinds
+
+
+def test_given_back_it_is_let_go_when_nothing_of_the_gateway_is_left() -> None:
+    """Whoever uninstalls keeps the AsyncProxy, so nobody would collect the gateway."""
+    scene = ending(with_gateway(noted(joined(), 20), slices=()), target=deployment(), pods=())
+    scene.proxy["metadata"]["finalizers"] = [names.FINALIZER]
+    gone = dataclasses.replace(scene, gateway=GatewaySeen())
+
+    assert _reason(desired(scene)) == "GatewayLeaving"
+    assert not any(isinstance(step, Patch) for step in desired(scene).steps)
+    assert [step.key for step in desired(gone).steps if isinstance(step, Patch)] == [("shop", "legacy")]
+
+
+def _reason(wanted: Desired) -> str:
+    [status] = [step.body["status"] for step in wanted.steps if isinstance(step, SetStatus)]
+    return next(one["reason"] for one in status["conditions"] if one["type"] == "Draining")
 
 
 def test_by_force_the_gateway_goes_at_once() -> None:
