@@ -8,7 +8,8 @@ ARGS    ?=
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUFF_IN := sidecar operator tests benchmarks
 # One process per core; a file's tests stay in one, so that they share its servers. ARGS=-n0 for a debugger.
-FAST    := --ignore=tests/integration --ignore=tests/cluster --numprocesses=logical --maxprocesses=8 --dist=loadfile
+PYTEST  := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile
+FAST    := --ignore=tests/integration --ignore=tests/cluster
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-cluster check format bench settings-docs crd lock clean
@@ -20,12 +21,12 @@ demo: $(VENV)/.installed ## see it work; ARGS=--once checks itself and leaves
 	@$(BIN)/openhqm demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## all tests, fast ones first; ARGS="-k name" picks some
-	$(BIN)/python -m pytest $(FAST) $(ARGS)
-	$(BIN)/python -m pytest tests/integration $(ARGS)
+	$(PYTEST) $(FAST) $(ARGS)
+	$(PYTEST) tests/integration $(ARGS)
 	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## the tests that start no long-running processes
-	$(BIN)/python -m pytest $(FAST) $(ARGS)
+	$(PYTEST) $(FAST) $(ARGS)
 
 test-cluster: $(VENV)/.installed-dev ## the tests on real clusters; needs Go the first time, and ten minutes
 	$(BIN)/python -m tests.cluster.toolbox
