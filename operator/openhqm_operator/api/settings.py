@@ -25,6 +25,8 @@ _OFFERED: dict[str, tuple[str, ...] | None] = {
         "body_timeout_seconds",
         "max_connections",
         "keepalive_seconds",
+        "hold_seconds",
+        "max_held",
         "identity_header",
         "reserved_prefix",
         "trusted_proxies",

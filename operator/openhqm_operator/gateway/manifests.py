@@ -37,8 +37,8 @@ from openhqm_operator.kube.resources import (
 REPLICAS = 2
 
 HOLD_SECONDS = 60
-"""For this long a request that cannot be queued waits for the app to start; then 503 with Retry-After. Few
-clients wait longer."""
+"""For this long a request that cannot be queued waits for the app to start, unless the AsyncProxy says how
+long; then 503 with Retry-After. Few clients wait longer."""
 
 SPARE_SECONDS = 5
 """From the end of the drain to the kill."""
@@ -183,13 +183,19 @@ def _container(gateway: Gateway, platform: Platform) -> Object:
     del container["restartPolicy"], container["lifecycle"]
     command, *rest = container["args"]
     url = f"http://{service_name(gateway.name)}.{gateway.namespace}.svc:{gateway.port.number}"
-    ours = {"OPENHQM_APP__URL": url, "OPENHQM_INGRESS__HOLD_SECONDS": str(HOLD_SECONDS)}
+    ours = {"OPENHQM_APP__URL": url, "OPENHQM_INGRESS__HOLD_SECONDS": str(_hold_seconds(gateway.spec))}
     kept = [one for one in container["env"] if one["name"] not in {*ours, "OPENHQM_POD__TOKEN"}]
     return {
         **container,
         "args": [command, "--mode", "ingress", *rest],
         "env": [*({"name": name, "value": value} for name, value in ours.items()), *kept],
     }
+
+
+def _hold_seconds(spec: Spec) -> int:
+    """A sidecar holds nothing by default, its app is there; here that would be an error at once."""
+    asked: int = spec.settings.ingress.hold_seconds if spec.settings and spec.settings.ingress else 0
+    return asked or HOLD_SECONDS
 
 
 def _digest(made: Object) -> str:

@@ -91,6 +91,17 @@ def test_the_sidecar_takes_its_settings_and_only_takes_in() -> None:
     assert container["args"] == ["serve", "--mode", "ingress", "--config", "/etc/openhqm/settings.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "held"), [({}, "60"), ({"holdSeconds": 0}, "60"), ({"holdSeconds": 5}, "5")]
+)
+def test_what_cannot_be_queued_is_held_as_long_as_the_async_proxy_says(
+    asked: dict[str, int], held: str
+) -> None:
+    found = environment(settings={"ingress": asked})
+
+    assert found["OPENHQM_INGRESS__HOLD_SECONDS"] == held
+
+
 def test_store_and_handle_keys_are_the_sidecars_own() -> None:
     chosen = {"secretRef": {"name": "theirs", "key": "dsn"}, "previousSecretRef": {"name": "old"}}
 
