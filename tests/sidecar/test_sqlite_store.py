@@ -26,8 +26,21 @@ from tests.conformance.store_contract import StoreContract
 
 from openhqm.errors import SettingsError, StoreUnavailable
 from openhqm.stores import sqlite_commits, sqlite_file, sqlite_reader, sqlite_rows, sqlite_timers
-from openhqm.stores.base import Accepted, Answer, Blobs, Durability, Finish, OnLost, Options, State, Store
+from openhqm.stores.base import (
+    Accepted,
+    Answer,
+    Blobs,
+    Durability,
+    Finish,
+    OnLost,
+    Options,
+    Release,
+    State,
+    Store,
+)
 from openhqm.stores.sqlite import SqliteStore
+from openhqm.stores.sqlite_books import Line
+from openhqm.stores.sqlite_bulk import BulkChange
 from openhqm.stores.sqlite_file import DiskReserve
 
 
@@ -275,6 +288,9 @@ async def test_no_question_of_the_hot_paths_reads_the_whole_table(path: Path) ->
         for name, sql in vars(module).items()
         if isinstance(sql, str) and sql.lstrip().startswith(("SELECT", "UPDATE", "DELETE"))
     }
+    for name, change in vars(sqlite_rows).items():
+        if isinstance(change, BulkChange):
+            statements |= {f"{name} of neighbours": change.of_neighbours, f"{name} of any": change.of_any}
 
     for name, sql in statements.items():
         plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", [1] * sql.count("?")).fetchall()
@@ -283,6 +299,82 @@ async def test_no_question_of_the_hot_paths_reads_the_whole_table(path: Path) ->
         assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step], name
 
     assert len(statements) > 15
+    await store.close()
+
+
+# -- leases
+
+
+def test_a_line_begins_after_what_was_leased_and_goes_back_for_what_comes_back() -> None:
+    line = Line()
+    for priority in range(10):
+        line.passed(priority, None)
+
+    line.join(5, 100)
+    line.join(7, 90)
+    assert line.fronts == [(7, 89), (5, 99)]
+    line.passed(5, 130)
+    line.join(5, 140)
+    assert line.fronts == [(7, 89), (5, 130)]
+    line.join(5, 110)
+    line.passed(7, None)
+    assert line.fronts == [(5, 109)]
+
+
+async def test_a_lease_is_one_row_and_leaves_the_record_as_it_was(path: Path) -> None:
+    store = await opened(path)
+    connection = store._commits._connection
+    await store.accept([record := new()])
+    before = connection.execute("SELECT * FROM records").fetchall()
+
+    lease = await take_one(store)
+
+    [held] = await store.get([record.id])
+    assert held is not None
+    assert (held.state, held.epoch, held.position) == (State.RUNNING, 1, None)
+    assert connection.execute("SELECT * FROM records").fetchall() == before
+    assert connection.execute("SELECT at FROM leases").fetchall() == [(held.started_at,)]
+
+    await store.settle([Finish(lease.id, lease.epoch, State.DONE)])
+
+    [ended] = await store.get([record.id])
+    assert ended is not None
+    assert (ended.state, ended.epoch, ended.started_at) == (State.DONE, 1, held.started_at)
+    assert connection.execute("SELECT * FROM leases").fetchall() == []
+    await store.close()
+
+
+async def test_what_comes_back_among_leased_records_is_leased_next_and_they_are_not(path: Path) -> None:
+    store = await opened(path)
+    records = [new() for _ in range(30)]
+    await store.accept(records)
+    leases = await take(store, 20)
+    back = [leases[3], leases[11]]
+
+    await store.settle([Release(lease.id, lease.epoch) for lease in back])
+    again = [await take_one(store) for _ in range(3)]
+
+    assert [lease.id for lease in again] == [records[3].id, records[11].id, records[20].id]
+    assert {lease.id for lease in await take(store, 30)} == {record.id for record in records[21:]}
+    await audit(store, Options())
+    await store.close()
+
+
+async def test_a_leased_record_is_not_expired_whatever_its_deadline(path: Path) -> None:
+    clock = SkippingClock()
+    store = SqliteStore(path, Options(), clock=clock)
+    await store.open()
+    await store.accept([new(max_age_seconds=5.0) for _ in range(3)])
+    lease = await take_one(store)
+
+    clock.skipped += 6.0
+    expired = await store.sweep()
+
+    assert lease.id not in {change.id for change in expired}
+    assert len(expired) == 2
+    await store.settle([Release(lease.id, lease.epoch)])
+    assert [(change.id, change.state) for change in await store.sweep()] == [(lease.id, State.EXPIRED)]
+    await audit(store, Options())
     await store.close()
 
 

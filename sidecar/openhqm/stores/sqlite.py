@@ -2,7 +2,7 @@
 
     sqlite.py          what callers see: queues operations, waits, reads
     sqlite_commits.py  many operations per transaction, one fsync
-    sqlite_ledger.py   the transitions themselves
+    sqlite_ledger.py   the transitions themselves; names the files of its steps
     sqlite_reader.py   reading records, on connections that only read
     sqlite_timers.py   when records wake
     sqlite_rows.py     what rows and statements look like

@@ -19,20 +19,25 @@ from openhqm.stores.sqlite_rows import (
     READ_FIGURES,
     STATE_NUMBERS,
     STATES,
+    UNLEASED,
     Figures,
     body_of,
-    ready_priorities,
 )
 
-_COLUMNS = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.attempts, r.claims, r.epoch, r.accepted_at,
-    r.ready_at, r.deadline, r.started_at, r.finished_at, r.wake_at, r.cancel_requested, r.reason, r.history,
+# A leased record is running, by the epoch after the one in its row.
+_STATE = "iif(l.seq IS NULL, r.state, 1)"
+_COLUMNS = f"""r.seq, r.id, r.lane, {_STATE}, iif(l.seq IS NULL, r.place, 3), r.priority, r.attempts,
+    r.claims, r.epoch + (l.seq IS NOT NULL), r.accepted_at, r.ready_at, r.deadline,
+    ifnull(l.at, r.started_at), r.finished_at, r.wake_at, r.cancel_requested, r.reason, r.history,
     r.key, r.parent, r.replay_of, r.replayed_as, a.note"""
-_ANSWERS = "LEFT JOIN answers a ON a.seq = r.seq"
-_BY_ID = f"SELECT {_COLUMNS} FROM records r {_ANSWERS} WHERE r.id = ?"  # noqa: S608 - our own column names
+_JOINED = "LEFT JOIN leases l ON l.seq = r.seq LEFT JOIN answers a ON a.seq = r.seq"
+_BY_ID = f"SELECT {_COLUMNS} FROM records r {_JOINED} WHERE r.id = ?"  # noqa: S608 - our own column names
 _REQUEST = "SELECT envelope, body, blob, blob_bytes FROM requests WHERE seq = ?"
 _ANSWER = "SELECT head, body, blob, blob_bytes FROM answers WHERE seq = ? AND head IS NOT NULL"
-_FIRST_READY = """SELECT seq, ready_at FROM records WHERE place = 0 AND lane = ? AND priority = ?
-    ORDER BY seq LIMIT 1"""
+_NEXT_PRIORITY = """SELECT priority FROM records WHERE place = 0 AND lane = ? AND priority < ?
+    ORDER BY priority DESC LIMIT 1"""
+_FIRST_READY = f"""SELECT r.seq, r.ready_at FROM records r WHERE r.place = 0 AND r.lane = ? AND r.priority = ?
+    AND {UNLEASED} ORDER BY r.seq LIMIT 1"""  # noqa: S608
 # A record has one wake_at, so it is counted once, however many timers pass over it.
 _DUE = """SELECT count(*), min(r.ready_at)
     FROM timers t CROSS JOIN records r ON r.seq BETWEEN t.first AND t.last
@@ -63,10 +68,12 @@ class Reader:
     def page(self, states: Sequence[State], lane: Lane, cursor: bytes, limit: int, want: Want) -> Page:
         with _errors_mapped():
             wanted = {STATE_NUMBERS[state] for state in states or State}
-            # Dead letters are few among many and have an index; the planner would read them all.
-            source = "records r INDEXED BY records_dead" if wanted == {FAILED} else "records r"
-            sql = f"""SELECT {_COLUMNS} FROM {source} {_ANSWERS} WHERE r.lane = ? AND r.seq > ?
-                AND r.state {_one_of(wanted)} ORDER BY r.seq LIMIT ?"""  # noqa: S608 - numbers of ours
+            source, state = "records r", _STATE
+            if wanted == {FAILED}:
+                # Dead letters are few among many and have an index; the planner would read them all.
+                source, state = "records r INDEXED BY records_dead", "r.state"
+            sql = f"""SELECT {_COLUMNS} FROM {source} {_JOINED} WHERE r.lane = ? AND r.seq > ?
+                AND {state} {_one_of(wanted)} ORDER BY r.seq LIMIT ?"""  # noqa: S608 - numbers of ours
             after = int.from_bytes(cursor, "big")
             rows = self._connection.execute(sql, (LANES.index(lane), after, limit + 1)).fetchall()
             more = rows[limit - 1][0].to_bytes(8, "big") if len(rows) > limit else b""
@@ -110,8 +117,16 @@ class Reader:
             return True
 
     def _first_ready(self, lane: int) -> list[tuple[int, float]]:
-        priorities = ready_priorities(self._connection, lane)
+        """First leasable record of each priority: its seq, and since when."""
+        priorities = self._ready_priorities(lane)
         return [row for priority in priorities if (row := self._one(_FIRST_READY, lane, priority))]
+
+    def _ready_priorities(self, lane: int) -> Iterator[int]:
+        """Priorities of ready and leased records, highest first; one index look-up each."""
+        priority = 10  # above all there are
+        while row := self._one(_NEXT_PRIORITY, lane, priority):
+            [priority] = row
+            yield priority
 
     def _record(self, row: tuple[Any, ...], want: Want, front: tuple[int | None, int]) -> Record:
         seq, id, lane, state, place, priority, attempts, claims, epoch, accepted_at, *rest = row

@@ -5,19 +5,17 @@ Every statement finds its rows by an index of `sqlite_schema.sql`; a test looks 
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from openhqm.stores.base import (
     BlobRef,
     Body,
     Lane,
-    Lease,
     State,
 )
-from openhqm.stores.sqlite_bulk import BulkInsert
+from openhqm.stores.sqlite_bulk import BulkChange, BulkInsert
 
 STATES = tuple(State)
 LANES = tuple(Lane)
@@ -26,25 +24,28 @@ READY, DELAYED, BLOCKED, LEASED, FINAL = range(5)
 STATE_NUMBERS = {state: number for number, state in enumerate(STATES)}
 
 HELD = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.epoch, r.attempts, r.claims, r.max_claims,
-    r.repeat, r.cancel_requested, r.accepted_at, r.ready_at, r.deadline, r.key, r.scope, r.parent,
+    r.repeat, r.cancel_requested, r.ready_at, r.deadline, r.started_at, r.key, r.scope, r.parent,
     r.request_bytes, r.history, q.blob, q.blob_bytes, q.callback"""
 FROM = "FROM records r LEFT JOIN requests q ON q.seq = r.seq"
 BY_ID = f"SELECT {HELD} {FROM} WHERE r.id = ?"
 BY_SEQ = f"SELECT {HELD} {FROM} WHERE r.seq = ?"
-# The record as it is once leased; then until when, and the state it had.
-_LEASED = HELD.replace("r.state, r.place, r.priority, r.epoch", "1, 3, r.priority, r.epoch + 1")
-LEASABLE = f"""SELECT {_LEASED}, ?, r.state, q.envelope, q.body {FROM}
-    WHERE r.place = 0 AND r.lane = ? ORDER BY r.priority DESC, r.seq LIMIT ?"""
-LEASABLE_OF_PRIORITY = f"""SELECT {_LEASED}, ?, r.state, q.envelope, q.body {FROM}
-    WHERE r.place = 0 AND r.lane = ? AND r.priority = ? ORDER BY r.seq LIMIT ?"""
-NEXT_PRIORITY = """SELECT priority FROM records WHERE place = 0 AND lane = ? AND priority < ?
-    ORDER BY priority DESC LIMIT 1"""
-DUE = """SELECT seq FROM records WHERE seq BETWEEN ? AND ? AND place = ? AND wake_at <= ?
-    ORDER BY seq LIMIT ?"""
+UNLEASED = "NOT EXISTS (SELECT 1 FROM leases l WHERE l.seq = r.seq)"
+# Few columns, for each costs 70 ns and this is read for every request.
+LEASABLE = f"""SELECT r.seq, r.id, r.epoch + 1, r.attempts, r.claims, r.request_bytes, r.accepted_at,
+    r.deadline, coalesce(r.key, r.scope, r.parent, q.blob, q.callback) IS NULL, q.envelope, q.body {FROM}
+    WHERE r.place = 0 AND r.lane = ? AND r.priority = ? AND r.seq > ? AND {UNLEASED}
+    ORDER BY r.seq LIMIT ?"""
+_LEASED = HELD.replace("r.state, r.place, r.priority, r.epoch", "1, 3, r.priority, r.epoch + 1").replace(
+    "r.started_at", "l.at"
+)
+_FROM_LEASES = "FROM leases l CROSS JOIN records r ON r.seq = l.seq LEFT JOIN requests q ON q.seq = r.seq"
+LEASED_THESE = f"SELECT {_LEASED} {_FROM_LEASES} WHERE l.seq IN (SELECT value FROM json_each(?))"  # noqa: S608
+LEASED_FIRST = f"SELECT {_LEASED} {_FROM_LEASES} WHERE l.seq > 0 ORDER BY l.seq LIMIT ?"
+DUE = f"""SELECT r.seq FROM records r
+    WHERE r.seq BETWEEN ? AND ? AND r.place = ? AND r.wake_at <= ? AND {UNLEASED}
+    ORDER BY r.seq LIMIT ?"""  # noqa: S608
 NEXT_OF_KEY = f"""SELECT {HELD} {FROM}
     WHERE r.lane = ? AND r.key = ? AND r.place < 4 ORDER BY r.seq LIMIT 1"""
-LEFT_LEASED = f"""SELECT {HELD} {FROM}
-    WHERE r.seq BETWEEN ? AND ? AND r.place = 3 AND r.lane = ? ORDER BY r.seq LIMIT ?"""
 OUTLIVED = """r.seq, r.lane, r.state, r.replayed_as,
     iif(r.state = 4, r.request_bytes, 0)
         + ifnull(length(a.head), 0) + coalesce(a.blob_bytes, length(a.body), 0),
@@ -65,17 +66,18 @@ INSERT_ORDINARY_REQUEST = BulkInsert("requests (seq, envelope, body)", "?, ?, ?"
 INSERT_REQUEST = "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_ANSWER = BulkInsert("answers (seq, note, head, body)", "?, ?, ?, ?")
 INSERT_BLOB_ANSWER = "INSERT INTO answers VALUES (?, ?, ?, NULL, ?, ?)"
-# A JSON list of numbers makes one statement of any number of rows.
-_THESE = "IN (SELECT value FROM json_each(?))"
-LEASE = f"""UPDATE records SET state = 1, place = 3, epoch = epoch + 1, started_at = ?
-    WHERE seq {_THESE}"""  # noqa: S608
-FINISH = f"""UPDATE records SET state = ?, place = 4, attempts = ?, claims = ?, reason = ?,
-    finished_at = ?, wake_at = ? WHERE seq {_THESE}"""  # noqa: S608
-DELETE_RECORDS = f"DELETE FROM records WHERE seq {_THESE}"  # noqa: S608
-DELETE_REQUESTS = f"DELETE FROM requests WHERE seq {_THESE}"  # noqa: S608
-DELETE_ANSWERS = f"DELETE FROM answers WHERE seq {_THESE}"  # noqa: S608
-WAIT = """UPDATE records SET state = ?, place = ?, attempts = ?, claims = ?, ready_at = ?, wake_at = ?,
-    history = ? WHERE seq = ?"""
+INSERT_LEASE = BulkInsert("leases", "?, ?")
+END_LEASE = "DELETE FROM leases WHERE seq = ?"
+END_LEASES = BulkChange("DELETE FROM leases WHERE seq")
+FINISH = BulkChange(
+    """UPDATE records SET state = ?, place = 4, epoch = epoch + ?, attempts = ?, claims = ?, reason = ?,
+    started_at = ?, finished_at = ?, wake_at = ? WHERE seq"""
+)
+DELETE_RECORDS = BulkChange("DELETE FROM records WHERE seq")
+DELETE_REQUESTS = BulkChange("DELETE FROM requests WHERE seq")
+DELETE_ANSWERS = BulkChange("DELETE FROM answers WHERE seq")
+WAIT = """UPDATE records SET state = ?, place = ?, epoch = ?, attempts = ?, claims = ?, started_at = ?,
+    ready_at = ?, wake_at = ?, history = ? WHERE seq = ?"""
 PLACE = "UPDATE records SET place = ?, wake_at = ? WHERE seq = ?"
 FIGURES = (
     *(state.value for state in STATES),
@@ -86,15 +88,13 @@ FIGURES = (
     "bytes",
     "stale",
     "paused",
-    "leased_first",
-    "leased_last",
 )
 WRITE_FIGURES = f"UPDATE lanes SET {', '.join(f'{name} = ?' for name in FIGURES)} WHERE lane = ?"  # noqa: S608
 READ_FIGURES = f"SELECT {', '.join(FIGURES)} FROM lanes WHERE lane = ?"  # noqa: S608
 
 
 class Held(NamedTuple):
-    """A record as transitions need it; `until` is when its lease ends."""
+    """A record as transitions need it: as it is, which for a leased one is more than its row says."""
 
     seq: int
     id: bytes
@@ -108,9 +108,9 @@ class Held(NamedTuple):
     max_claims: int
     repeat: int
     cancel_requested: int
-    accepted_at: float
     ready_at: float
     deadline: float | None
+    started_at: float | None
     key: bytes | None
     scope: bytes | None
     parent: bytes | None
@@ -119,19 +119,33 @@ class Held(NamedTuple):
     blob: str | None
     blob_bytes: int | None
     callback: bytes | None
-    until: float = 0.0
 
 
-WIDTH = len(Held._fields)
-_new_tuple = tuple.__new__
+class Leased(NamedTuple):
+    """What is kept of a leased record: enough to finish one that nothing else hangs on.
+
+    Args:
+        epoch: the number of this lease; the row in the file has the one before until it ends.
+        bound: the whole record, if it has a key, a scope, a parent, a blob or a callback.
+        until: when the lease ends.
+    """
+
+    seq: int
+    id: bytes
+    epoch: int
+    attempts: int
+    claims: int
+    request_bytes: int
+    bound: Held | None
+    lane: int
+    cancel_requested: int
+    started_at: float
+    until: float
 
 
 @dataclass(slots=True)
 class Figures:
-    """One lane's figures; `states` are now-figures for unfinished states, cumulative for finals.
-
-    All leased records lie between `leased_first` and `leased_last`.
-    """
+    """One lane's figures; `states` are now-figures for unfinished states, cumulative for finals."""
 
     states: list[int] = field(default_factory=lambda: [0] * len(STATES))
     accepted: int = 0
@@ -141,8 +155,6 @@ class Figures:
     bytes: int = 0
     stale: int = 0
     paused: int = 0
-    leased_first: int = 0
-    leased_last: int = 0
 
     @property
     def waiting(self) -> int:
@@ -162,8 +174,6 @@ class Figures:
             self.bytes,
             self.stale,
             self.paused,
-            self.leased_first,
-            self.leased_last,
         )
 
     @classmethod
@@ -177,36 +187,3 @@ def body_columns(body: Body) -> tuple[bytes | None, str | None, int | None]:
 
 def body_of(inline: bytes | None, blob: str | None, blob_bytes: int | None) -> Body:
     return BlobRef(blob, blob_bytes or 0) if blob is not None else inline or b""
-
-
-def leased(row: tuple[Any, ...]) -> tuple[Held, Lease]:
-    """Split a row of LEASABLE.
-
-    In the order of the fields and without `_make`, for it is done for every request: naming them all
-    took twice as long, 1.5 us.
-    """
-    held: Held = _new_tuple(Held, row[:WIDTH])
-    envelope, body = row[-2:]
-    if held.blob is not None:
-        body = BlobRef(held.blob, held.blob_bytes or 0)
-    return held, Lease(
-        held.id,
-        held.epoch,
-        held.attempts + 1,
-        held.claims,
-        envelope,
-        body or b"",
-        held.accepted_at,
-        held.deadline,
-        held.key,
-        held.priority,
-        held.parent,
-    )
-
-
-def ready_priorities(connection: sqlite3.Connection, lane: int) -> Iterable[int]:
-    """Priorities that leasable records have, highest first; one index look-up each."""
-    priority = 10  # above all there are
-    while row := connection.execute(NEXT_PRIORITY, (lane, priority)).fetchone():
-        [priority] = row
-        yield priority

@@ -1,18 +1,19 @@
 -- Version 1 of the store's file. A later version is a further script, applied to this one in order.
 --
--- records   one narrow row each, rewritten by every transition
+-- records   one narrow row each, rewritten by every transition but the lease
 -- requests  the request while it may still be sent or looked at: written once, deleted when done
 -- answers   what a record ended with, written once: the note of its last attempt, the answer if there is one
 -- timers    when to look at a run of records, whatever has become of them since
--- lanes     figures of a lane, changed in the transaction that changes the records; all its leased records
---           lie between leased_first and leased_last, so that the next owner finds them without an index
+-- leases    which records are leased, and since when. A lease changes nothing else: until it ends, the
+--           record's own row is as it was before, its place ready, its epoch the one before
+-- lanes     figures of a lane, changed in the transaction that changes the records
 --
 -- state: queued 0, running 1, retrying 2, done 3, failed 4, cancelled 5, expired 6
 -- place: where an unfinished record waits, and so which index finds it
---        ready 0, delayed 1, behind its key 2, leased 3, final 4
+--        ready 0, delayed 1, behind its key 2, final 4
 -- wake_at: when a waiting record is due or expires, or a final one is deleted; whoever sets it sets a
---        timer too. Of a leased record it means nothing: leases end in memory, for the one process that
---        owns this file holds them all
+--        timer too. Of a leased record it means nothing: when a lease runs out is known in memory, for
+--        the one process that owns this file holds them all
 -- request_bytes: of what was accepted; a final record that is not failed has dropped them
 
 CREATE TABLE records (
@@ -76,6 +77,11 @@ CREATE TABLE timers (
     PRIMARY KEY (place, at, first)
 ) WITHOUT ROWID;
 
+CREATE TABLE leases (
+    seq INTEGER PRIMARY KEY,
+    at REAL NOT NULL
+);
+
 CREATE TABLE lanes (
     lane INTEGER PRIMARY KEY,
     queued INTEGER NOT NULL DEFAULT 0,
@@ -91,8 +97,6 @@ CREATE TABLE lanes (
     ready INTEGER NOT NULL DEFAULT 0,
     bytes INTEGER NOT NULL DEFAULT 0,
     stale INTEGER NOT NULL DEFAULT 0,
-    paused INTEGER NOT NULL DEFAULT 0,
-    leased_first INTEGER NOT NULL DEFAULT 0,
-    leased_last INTEGER NOT NULL DEFAULT 0
+    paused INTEGER NOT NULL DEFAULT 0
 );
 INSERT INTO lanes (lane) VALUES (0), (1);
