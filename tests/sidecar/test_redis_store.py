@@ -32,6 +32,8 @@ from openhqm.stores.base import (
     Options,
     Refusal,
     Refused,
+    Release,
+    Retry,
     State,
     Store,
     Want,
@@ -238,6 +240,81 @@ async def test_a_lease_that_arrives_late_takes_nothing(redis_server: RedisServer
     assert len({lease.id for lease in leases}) == len(leases) == 19
     counts = await store.counts()
     assert (counts.running, counts.queued) == (20, 0)
+
+
+async def test_leases_of_one_call_lapse_but_for_those_extended(open_store: Opener) -> None:
+    """They share one timer; what has one of its own does not go by it."""
+    store = await open_store()
+    await store.accept([new() for _ in range(7)])
+    leases = await take(store, 7, lease_seconds=0.05)
+    extended, settled, *lapsed = leases
+    await store.extend([(extended.id, extended.epoch)], lease_seconds=60)
+    await store.settle([done(settled)])
+    await asyncio.sleep(0.1)
+
+    judged = [{change.id for change in await store.sweep(limit=2)} for _ in range(4)]
+
+    assert [len(ids) for ids in judged] == [2, 2, 1, 0], "a sweep looks at no more records than it was told"
+    assert set.union(*judged) == {lease.id for lease in lapsed}
+    assert (await get_one(store, extended.id)).state is State.RUNNING
+    assert list(await store.settle([done(extended)])) == [True]
+
+
+async def test_answers_of_one_call_expire_whatever_their_leases_did(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    """A lease that was extended has a timer of its own, which outlives an ordinary answer's settlement."""
+    store = await open_store(options=Options(answer_ttl_seconds=1.5))
+    await store.accept([new() for _ in range(4)])
+    await store.accept([new(max_age_seconds=60) for _ in range(2)])
+    leases = list(await take(store, 6, lease_seconds=0.05))
+    ids = [lease.id for lease in leases]
+    await store.extend([(ids[0], leases[0].epoch)], lease_seconds=0.05)
+    assert all(await store.settle([done(lease) for lease in leases[:3]]))
+    assert all(await store.settle([done(lease) for lease in leases[3:]]))
+    await asyncio.sleep(0.1)
+
+    assert list(await store.sweep()) == []
+    assert [record and record.state for record in await store.get(ids)] == [State.DONE] * 6
+    await asyncio.sleep(1.5)
+    await store.sweep(limit=1)
+
+    assert list(await store.get(ids)) == [None] * 6
+    with redis_server.client() as client:
+        assert client.zcard(f"openhqm:{{{QUEUE}}}:timers") == 0
+    counts = await store.counts()
+    assert (counts.done, counts.bytes) == (6, 0)
+
+
+async def test_timers_of_leases_go_when_all_their_records_are_settled(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    """Or else the sweep would have to read each of those records once more."""
+    store = await open_store()
+    await store.accept([new() for _ in range(6)])
+    whole, part = await take(store, 3), await take(store, 3)
+    await store.settle([done(lease) for lease in (*whole[:2], part[0])])
+    await store.settle([Release(whole[2].id, whole[2].epoch, 60.0), Retry(part[1].id, part[1].epoch, 60.0)])
+    await take(store)
+
+    with redis_server.client() as client:
+        timers = client.zrange(f"openhqm:{{{QUEUE}}}:timers", 0, -1)
+
+    leased = [entry for entry in timers if entry[:1] == b"L"]
+    assert [entry[1:49] for entry in leased] == [b"".join(lease.id for lease in part)]
+
+
+async def test_an_id_accepted_anew_does_not_expire_with_its_first_record(open_store: Opener) -> None:
+    store = await open_store(options=Options(answer_ttl_seconds=0.1))
+    await store.accept([record := new()])
+    await store.settle([done(await take_one(store))])
+    await store.purge([record.id])
+    await store.accept([record])
+    await asyncio.sleep(0.2)
+
+    assert list(await store.sweep()) == []
+
+    assert (await get_one(store, record.id)).state is State.QUEUED
 
 
 async def test_a_cancelled_lease_gives_back_what_it_took(open_store: Opener) -> None:

@@ -46,6 +46,7 @@ from openhqm.stores.redis_blobs import RedisBlobs
 from openhqm.stores.redis_callers import Callers
 from openhqm.stores.redis_link import Link, Script
 from openhqm.stores.redis_notices import Notices
+from openhqm.stores.redis_timers import LeaseCalls
 from openhqm.stores.redis_url import parse_url
 from openhqm.stores.redis_wire import Argument, Denied, ServerError
 
@@ -131,6 +132,7 @@ class RedisStore:
             self._argv,
         )
         self._callers = Callers()
+        self._lease_calls = LeaseCalls()
         self._giving_back: set[asyncio.Task[None]] = set()
         self._is_memory_full = False
         self._memory_checked_at = float("-inf")
@@ -238,7 +240,8 @@ class RedisStore:
             lane, min(limit, BATCH_RECORDS), lease_seconds, caller.serial, caller.heard
         )
         try:
-            reply = await self._run("lease", (self._argv, asked, caller.name))
+            args = (self._argv, asked, caller.name, *self._lease_calls.take_ended())
+            reply = await self._run("lease", args)
         except BaseException as exc:
             self._callers.put_back(caller, was_heard=False)
             if isinstance(exc, asyncio.CancelledError):
@@ -249,6 +252,7 @@ class RedisStore:
         due_in, now = records.unpack_float(due), records.unpack_float(time)
         assert now is not None
         leases = records.unpack_leases(ids, metas, contents, now)
+        self._lease_calls.leased(leases)
         return leases, REREAD_SECONDS if due_in is None else max(due_in, 0.0)
 
     def _give_back_soon(self) -> None:
@@ -278,10 +282,11 @@ class RedisStore:
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         results: list[bool] = []
         for batch in _batches(settlements, _answer_bytes):
-            if await self._settle_plainly(batch):
-                results += [True] * len(batch)
-            else:
-                results += await self._settle_each(batch)
+            applied = [True] * len(batch)
+            if not await self._settle_plainly(batch):
+                applied = await self._settle_each(batch)
+            self._lease_calls.settled(batch, applied)
+            results += applied
         return results
 
     async def _settle_plainly(self, batch: Sequence[Settlement]) -> bool:
@@ -289,7 +294,7 @@ class RedisStore:
         plain = records.pack_answers(batch)
         return plain is not None and await self._run("settle_plain", (self._argv, *plain)) == 1
 
-    async def _settle_each(self, batch: Sequence[Settlement]) -> Sequence[bool]:
+    async def _settle_each(self, batch: Sequence[Settlement]) -> list[bool]:
         args: list[Argument] = [self._argv]
         for settlement in batch:
             args += records.pack_settlement(settlement)
@@ -352,10 +357,10 @@ class RedisStore:
         looked_at = 0
         while len(changes) < limit and looked_at < 10 * limit:
             wanted = min(limit - len(changes), BATCH_RECORDS)
-            due, told = await self._run("sweep", (self._argv, wanted))
+            seen, more, told = await self._run("sweep", (self._argv, wanted))
             changes += records.unpack_changes(told)
-            looked_at += due
-            if due < wanted:
+            looked_at += seen
+            if not more:
                 break
         if self._are_blobs_elsewhere:
             await self._delete_garbage()

@@ -1,5 +1,6 @@
 -- Take due records. ARGV[2]: lane, most records, lease seconds, serial of this call, serial of the
--- caller's last call whose reply was heard. ARGV[3]: the caller.
+-- caller's last call whose reply was heard. ARGV[3]: the caller; ARGV[4..]: entries of timers of lease
+-- calls all of whose records the caller's process has settled.
 -- Reply: seconds until the next delayed record is due ("" when none is), the time, the ids of the
 -- leases, their metas and their requests.
 --
