@@ -30,15 +30,17 @@ NUMBERS = itertools.count()
 class Sidecars:
     """Sidecars that have taken over the settings of their ConfigMap and hold no work."""
 
-    def __init__(self, caches: Caches, left: int | None = 0) -> None:
+    def __init__(self, caches: Caches, left: int | None = 0, previous: int | None = 0) -> None:
         self._caches = caches
         self._left = left
+        self._previous = previous
 
     def told(self, key: Key) -> Told:
         found = self._caches[CONFIG_MAPS].get((key.namespace, f"{key.name}-openhqm-settings"))
         if found is None:
             return Told()
-        return Told(self._left, frozenset({digest(found["data"]["settings.yaml"])}), True)
+        settings = frozenset({digest(found["data"]["settings.yaml"])})
+        return Told(self._left, settings, True, self._previous)
 
 
 class Shop:
@@ -117,12 +119,12 @@ class Shop:
 
     # --- the operator, one look after another
 
-    async def look(self, kube: Kube, left: int | None = 0) -> bool:
+    async def look(self, kube: Kube, left: int | None = 0, previous: int | None = 0) -> bool:
         """One look at the workload and one at its AsyncProxy; returns whether anything was written."""
         before = sum(kube.writes.values())
         for kind in ("Deployment", "AsyncProxy"):
             caches = await self._caches()
-            observer = Observer(kube, caches, Sidecars(caches, left), Options())
+            observer = Observer(kube, caches, Sidecars(caches, left, previous), Options())
             await Reconciler(kube, observer, self._post, self.mint)(Work(kind, self.key))
         return sum(kube.writes.values()) > before
 

@@ -14,6 +14,8 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.shop import NUMBERS, Shop
 
 from openhqm.settings import LogSettings
+from openhqm_operator.api.conditions import find
+from openhqm_operator.api.status import ConditionType
 from openhqm_operator.kube.client import Kube
 from openhqm_operator.kube.errors import NotFound
 from openhqm_operator.kube.login import from_kubeconfig
@@ -128,6 +130,44 @@ async def test_the_workload_is_given_up_only_when_its_backlog_is_gone(shop: Shop
 
     assert waiting == (("True", "Draining"), {"app": "legacy", "openhqm.io/proxy": "legacy"})
     assert "openhqm.io/proxy" not in (await shop.spec())["template"]["metadata"]["labels"]
+
+
+async def test_a_previous_store_stays_in_force_until_it_is_empty(shop: Shop, kube: Kube) -> None:
+    for name in ("old", "new"):
+        secret = {"metadata": {"name": name, "namespace": shop.namespace}, "stringData": {"url": "redis://x"}}
+        await kube.create({"apiVersion": "v1", "kind": "Secret", **secret}, manager="user")
+    moving = {"secretRef": {"name": "new"}, "previousSecretRef": {"name": "old"}}
+    proxy = {
+        "apiVersion": ASYNC_PROXIES.api_version,
+        "kind": ASYNC_PROXIES.kind,
+        "metadata": {"name": "legacy", "namespace": shop.namespace},
+        "spec": {"targetRef": {"kind": "Deployment", "name": "legacy"}, "store": moving},
+    }
+    await kube.create(proxy, manager="user")
+    await shop.converge(kube)
+    before = await shop.spec()
+    moved = [{"op": "remove", "path": "/spec/store/previousSecretRef"}]
+    await kube.patch_json(ASYNC_PROXIES, shop.key, moved, manager="user")
+
+    for _ in range(3):
+        await shop.look(kube, previous=7)
+        await shop.control()
+    held, during = await shop.proxy(), await shop.spec()
+    await shop.converge(kube)
+    after = await shop.proxy()
+
+    assert during == before
+    assert held["status"]["store"]["previousSecretRef"] == {"name": "old", "key": "url"}
+    assert _accepted(held) == "FinishingPreviousStore"
+    assert "store" not in after["status"]
+    assert _accepted(after) == "Accepted"
+    assert (await shop.spec())["template"]["metadata"] != before["template"]["metadata"]
+
+
+def _accepted(proxy: dict[str, Any]) -> str:
+    verdict = find(proxy, ConditionType.ACCEPTED)
+    assert verdict is not None
+    return verdict.reason
 
 
 async def test_force_ejects_at_once_and_says_so(shop: Shop, kube: Kube) -> None:

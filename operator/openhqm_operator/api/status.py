@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from openhqm_operator.api.part import LARGEST, Part
+from openhqm_operator.api.spec import Server
 
 Generation = Annotated[int, Field(ge=0, le=LARGEST)]
 Replicas = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -89,6 +90,11 @@ class Status(Part):
     )
     config_hash: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="Names the configuration new Pods get."
+    )
+    store: Server | None = Field(
+        None,
+        description="The stores in force, as long as spec.store names or named one used before: what that "
+        "one holds is finished before spec.store takes effect without it.",
     )
     pods: PodsStatus | None = Field(None, description="Pods of the target.")
     scaling: ScalingStatus | None = Field(None, description="What the autoscaler last did.")

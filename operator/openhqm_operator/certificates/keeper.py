@@ -54,7 +54,11 @@ class CertificateSettings(Area):
     hosts: tuple[str, ...] = Field(min_length=1, description="What the API server calls the injectors.")
     injector_labels: str = Field(description="Label selector of the injectors' Pods.")
     injector_health_port: Port = Field(names.HEALTH_PORT, description="Where they say what they show.")
-    look_seconds: PositiveSeconds = Field(60.0, description="How often all is looked at.")
+    look_seconds: PositiveSeconds = Field(
+        10.0,
+        description="How often all is looked at: no Pod with a queue starts for so long where somebody "
+        "replaces the webhook's caBundle.",
+    )
 
 
 class CertificateKeeper:

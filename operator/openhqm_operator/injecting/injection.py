@@ -28,6 +28,7 @@ from openhqm_operator.api.names import (
     SIDECAR_CONTAINER,
 )
 from openhqm_operator.api.spec import InterceptType, Readiness, Spec
+from openhqm_operator.api.store_in_force import spec_in_force
 from openhqm_operator.injecting.plan import (
     AppPort,
     NotInjectable,
@@ -109,13 +110,13 @@ def is_injected(pod: Mapping[str, Any]) -> bool:
 
 
 def read_spec(proxy: Mapping[str, Any]) -> Spec:
-    """Return the spec of an AsyncProxy.
+    """Return the spec of an AsyncProxy as Pods get it now.
 
     Raises:
         NotInjectable: it says something that this version does not know.
     """
     try:
-        return Spec.model_validate(proxy["spec"])
+        return Spec.model_validate(spec_in_force(proxy))
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(("spec", *(str(part) for part in first["loc"])))

@@ -21,6 +21,7 @@ from openhqm_operator.injecting.plan import AppPort, NotInjectable, check_pod, c
 from openhqm_operator.injecting.sidecar_settings import problem_of
 from openhqm_operator.kube.resources import Object
 from openhqm_operator.reconciling.observe import Observed, annotations_of, template_of
+from openhqm_operator.reconciling.store_change import kept_store
 
 EMBEDDED = ("sqlite", "memory")
 """Schemes of stores inside the sidecar's process."""
@@ -47,12 +48,14 @@ class Plan:
     Args:
         way: how traffic reaches the sidecar, or what blocks every way.
         hash: names the configuration; None where blocked.
+        keeps_store: its stores are those in force, not those asked for.
     """
 
     spec: Spec
     port: AppPort
     way: Choice | Blocked
     hash: str | None
+    keeps_store: bool = False
 
 
 def judge(seen: Observed) -> Plan:
@@ -63,6 +66,9 @@ def judge(seen: Observed) -> Plan:
     """
     _check_annotations(seen)
     spec = read_spec(seen.proxy)
+    kept = kept_store(seen, spec)
+    if kept is not None:
+        spec = spec.model_copy(update={"store": kept})
     if problem := problem_of(spec):
         raise Refusal("InvalidSpec", f"The sidecars would refuse these settings: {problem}.")
     _check_rivals(seen)
@@ -73,11 +79,11 @@ def judge(seen: Observed) -> Plan:
         port = find_app_port(template_of(target)["spec"], spec.port)
         way = _way(seen, spec, port)
         if isinstance(way, Blocked):
-            return Plan(spec, port, way, None)
+            return Plan(spec, port, way, None, kept is not None)
         check_pod(template_of(target)["spec"], port, way.type)
     except NotInjectable as exc:
         raise Refusal(exc.reason, _sentence(exc.message)) from exc
-    return Plan(spec, port, way, config_hash(spec, way.type, port))
+    return Plan(spec, port, way, config_hash(spec, way.type, port), kept is not None)
 
 
 def _check_annotations(seen: Observed) -> None:

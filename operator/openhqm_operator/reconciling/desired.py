@@ -34,6 +34,7 @@ from openhqm_operator.reconciling.observe import Observed
 from openhqm_operator.reconciling.report import about_store, hash_in_force, report, status_in_force
 from openhqm_operator.reconciling.standing_in import stand_in
 from openhqm_operator.reconciling.steps import Action, Desired, Patch, TouchTemplate, earliest
+from openhqm_operator.reconciling.store_change import as_status, why_kept
 from openhqm_operator.reconciling.touching import hold, is_touched_as, may_touch
 
 SECRET_SECONDS = 30.0
@@ -90,12 +91,12 @@ def _wanted(seen: Observed, plan: Plan) -> Desired:
     census = count(seen, plan.hash)
     is_due, held = may_touch(seen, plan)
     verdicts = [
-        _accepted(plan),
+        _accepted(seen, plan),
         judge_injection(seen, plan, census, waits_for_deploy=not is_due),
         about_store(seen, census),
         _not_draining(),
     ]
-    status = {"intercept": plan.way.type.value, "configHash": plan.hash}
+    status = {"intercept": plan.way.type.value, "configHash": plan.hash, **as_status(plan.spec)}
     steps: list[Action] = [
         *hold(seen, held),
         *report(seen, verdicts, status, census),
@@ -112,7 +113,7 @@ def _blocked(seen: Observed, plan: Plan) -> Desired:
     assert isinstance(plan.way, Blocked)
     census = count(seen, hash_in_force(seen))
     verdicts = [
-        _accepted(plan),
+        _accepted(seen, plan),
         Verdict.no(ConditionType.INJECTED, plan.way.reason, plan.way.message),
         about_store(seen, census),
         _not_draining(),
@@ -121,9 +122,11 @@ def _blocked(seen: Observed, plan: Plan) -> Desired:
     return Desired(tuple(steps), missed=len(census.missed))
 
 
-def _accepted(plan: Plan) -> Verdict:
-    where = f"port {plan.port.number} of container {plan.port.container}"
-    return Verdict.yes(ConditionType.ACCEPTED, "Accepted", f"The app is found at {where}.")
+def _accepted(seen: Observed, plan: Plan) -> Verdict:
+    found = f"The app is found at port {plan.port.number} of container {plan.port.container}."
+    if plan.keeps_store:
+        return Verdict.yes(ConditionType.ACCEPTED, "FinishingPreviousStore", f"{found} {why_kept(seen)}")
+    return Verdict.yes(ConditionType.ACCEPTED, "Accepted", found)
 
 
 def _not_draining() -> Verdict:

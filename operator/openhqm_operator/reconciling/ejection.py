@@ -125,7 +125,7 @@ def _drain(scene: Scene) -> Ejection:
             "set the annotation openhqm.io/force-eject to true to give up what is left.",
         )
     elif left > 0:
-        reason, message = "Draining", f"{_about(left)} left to work off."
+        reason, message = "Draining", f"{about(left)} left to work off."
     elif scene.waits_for_deploy:
         return Ejection(
             Step.DRAIN,
@@ -162,7 +162,7 @@ def _given_up(scene: Scene) -> str:
     )
 
 
-def _about(left: int) -> str:
+def about(left: int) -> str:
     """A number that does not change every second: two digits, the rest noughts."""
     if left < 100:
         return str(left)

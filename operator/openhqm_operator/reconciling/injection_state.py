@@ -5,19 +5,17 @@ Pods without the label are known by number alone, from the workload's status: on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openhqm_operator.api import names
 from openhqm_operator.api.conditions import Verdict
 from openhqm_operator.api.spec import InterceptType, TargetKind
 from openhqm_operator.api.status import ConditionType
 from openhqm_operator.injecting.interception import Choice, may_switch, switching
 from openhqm_operator.kube.resources import Object
 from openhqm_operator.reconciling.acceptance import Plan
-from openhqm_operator.reconciling.observe import Observed, annotations_of
+from openhqm_operator.reconciling.observe import Observed, hash_of
 
 _NAMED = 3
 """Pods named in a message; the rest is counted."""
@@ -65,18 +63,6 @@ def count(seen: Observed, hash: str | None) -> Census:
         pod["metadata"]["name"] for pod, found in zip(living, hashes, strict=True) if found is None
     )
     return Census(max(_asked_for(seen.target), len(living)), injected, outdated, tuple(missed))
-
-
-def hash_of(pod: Mapping[str, Any]) -> str | None:
-    """The configuration a Pod's sidecar was made from; None without a sidecar."""
-    text = annotations_of(pod).get(names.INJECTED_ANNOTATION)
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return ""
-    return str(found.get("hash", "")) if isinstance(found, dict) else ""
 
 
 def _is_living(pod: Mapping[str, Any]) -> bool:

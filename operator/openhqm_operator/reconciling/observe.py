@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from openhqm_operator.api import names
 from openhqm_operator.api.annotations import is_forced
+from openhqm_operator.api.store_in_force import store_in_force
 from openhqm_operator.gateway.manifests import deployment_name, is_ready, pod_labels, service_name
 from openhqm_operator.injecting.interception import proxy_served
 from openhqm_operator.injecting.platform_settings import Platform
@@ -67,11 +69,14 @@ class Told:
         left: requests and callbacks not finished; None: nobody said.
         settings: digests of the settings in force, one for each sidecar; None for one that does not tell.
         reaches_store: None: nobody said.
+        previous: requests not finished in the store used before; None: nobody knows, or not every sidecar
+            uses the stores in force yet.
     """
 
     left: int | None = None
     settings: frozenset[str | None] = frozenset()
     reaches_store: bool | None = None
+    previous: int | None = None
 
 
 class Sidecars(Protocol):
@@ -351,10 +356,10 @@ class Observer:
 def secret_names(proxy: Mapping[str, Any]) -> set[str]:
     """Secrets that an AsyncProxy needs, ours among them."""
     wanted = {names.handle_secret(proxy["metadata"]["name"])}
-    store = proxy["spec"].get("store") or {}
-    if "secretRef" not in store:
+    store, in_force = proxy["spec"].get("store") or {}, store_in_force(proxy)
+    if "secretRef" not in store or (in_force is not None and "secretRef" not in in_force):
         wanted.add(names.STORE_SECRET)
-    for server in (store, proxy["spec"].get("broker") or {}):
+    for server in (store, in_force or {}, proxy["spec"].get("broker") or {}):
         wanted |= {server[part]["name"] for part in ("secretRef", "previousSecretRef") if part in server}
     return wanted
 
@@ -380,6 +385,18 @@ def _has_ready(endpoint_slice: Mapping[str, Any]) -> bool:
         (endpoint.get("conditions") or {}).get("ready") is not False
         for endpoint in endpoint_slice.get("endpoints") or ()
     )
+
+
+def hash_of(pod: Mapping[str, Any]) -> str | None:
+    """The configuration a Pod's sidecar was made from; None without a sidecar."""
+    text = annotations_of(pod).get(names.INJECTED_ANNOTATION)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return ""
+    return str(found.get("hash", "")) if isinstance(found, dict) else ""
 
 
 def is_ours(obj: Mapping[str, Any]) -> bool:

@@ -14,6 +14,8 @@ from openhqm_operator.reconciling.injection_state import Census
 from openhqm_operator.reconciling.observe import Observed
 from openhqm_operator.reconciling.steps import Action, SetStatus, Tell
 
+_IN_FORCE = ("intercept", "configHash", "store")
+
 
 def report(seen: Observed, verdicts: Sequence[Verdict], status: Object, census: Census) -> list[Action]:
     """Events for what changed its meaning, and the status if it is not the present one."""
@@ -37,7 +39,7 @@ def _says(status: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether the status is the wanted one, leaving aside what others wrote into it."""
     known = {condition["type"]: condition for condition in status.get("conditions") or ()}
     return all(known.get(one["type"]) == one for one in wanted["conditions"]) and all(
-        status.get(name) == value for name, value in wanted.items() if name != "conditions"
+        status.get(name) == wanted.get(name) for name in {*_IN_FORCE, *wanted} - {"conditions"}
     )
 
 
@@ -100,7 +102,7 @@ def about_store(seen: Observed, census: Census) -> Verdict:
 
 def status_in_force(seen: Observed) -> Object:
     status = seen.proxy.get("status") or {}
-    return {name: status[name] for name in ("intercept", "configHash") if name in status}
+    return {name: status[name] for name in _IN_FORCE if name in status}
 
 
 def hash_in_force(seen: Observed) -> str | None:

@@ -19,8 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from openhqm_operator.api.names import HEALTH_PORT, label_value
 from openhqm_operator.kube.cache import Cache
 from openhqm_operator.kube.resources import Key, Object
-from openhqm_operator.reconciling.injection_state import hash_of
-from openhqm_operator.reconciling.observe import Told
+from openhqm_operator.reconciling.observe import Told, hash_of, is_ours
 
 TICK_SECONDS = 5.0
 CALM_TICKS = 6
@@ -70,8 +69,12 @@ class Figures(_Answer):
         return self.backlog + self.previous_backlog + self.callbacks.backlog
 
 
-def sum_up(answers: Sequence[Figures | None]) -> Told:
-    """What the sidecars say together; None stands for one that did not answer."""
+def sum_up(answers: Sequence[Figures | None], *, is_rolled_out: bool) -> Told:
+    """What the sidecars say together; None stands for one that did not answer.
+
+    Args:
+        is_rolled_out: no Pod uses other stores any more than those in force.
+    """
     heard = [answer for answer in answers if answer is not None]
     if not heard:
         return Told()
@@ -81,7 +84,14 @@ def sum_up(answers: Sequence[Figures | None]) -> Told:
         left=max(counts, default=None),
         settings=frozenset(answer.settings if answer else None for answer in answers),
         reaches_store=all(answer.store.reachable for answer in heard),
+        previous=_previous(heard) if is_rolled_out else None,
     )
+
+
+def _previous(heard: Sequence[Figures]) -> int | None:
+    """They count the same store; one that cannot leaves it unknown."""
+    counts = [None if answer.backlog is None else answer.previous_backlog for answer in heard]
+    return None if None in counts else max(count for count in counts if count is not None)
 
 
 class SidecarWatch:
@@ -144,7 +154,15 @@ class SidecarWatch:
         addresses = sorted(_addresses(pods))
         if not self._is_draining(key):
             addresses = addresses[:SAMPLE]
-        return sum_up(await asyncio.gather(*(self._read(session, address) for address in addresses)))
+        is_rolled_out = self._is_rolled_out(key, pods)  # before they are asked: what comes later counts later
+        answers = await asyncio.gather(*(self._read(session, address) for address in addresses))
+        return sum_up(answers, is_rolled_out=is_rolled_out)
+
+    def _is_rolled_out(self, key: Key, pods: Iterable[Object]) -> bool:
+        """Whether no Pod of another configuration is left, ending ones included, nor any of a gateway."""
+        proxy = self._proxies.get(key) or {}
+        wanted = (proxy.get("status") or {}).get("configHash")
+        return all(not is_ours(pod) and hash_of(pod) in (wanted, None) for pod in pods)
 
     async def _read(self, session: aiohttp.ClientSession, address: str) -> Figures | None:
         host = f"[{address}]" if ":" in address else address
@@ -158,9 +176,13 @@ class SidecarWatch:
     def _learn(self, key: Key, told: Told) -> None:
         before = self._told.get(key, Told())
         self._told[key] = told
-        matters = told != before if self._is_draining(key) else told.reaches_store != before.reaches_store
-        if matters:
+        if (told != before) if self._is_draining(key) else (_of_stores(told) != _of_stores(before)):
             self._changed(key)
+
+
+def _of_stores(told: Told) -> tuple[bool | None, int | None]:
+    """What matters while nothing drains."""
+    return told.reaches_store, told.previous
 
 
 def _addresses(pods: Iterable[Object]) -> Iterable[str]:

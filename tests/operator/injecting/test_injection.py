@@ -301,6 +301,17 @@ def test_a_store_used_before_is_named_too() -> None:
     assert previous["valueFrom"]["secretKeyRef"] == {"name": "old", "key": "dsn"}
 
 
+def test_stores_in_force_go_before_those_asked_for() -> None:
+    """The operator finishes the previous one first; a Pod that is replaced meanwhile helps."""
+    before = {"secretRef": {"name": "new"}, "previousSecretRef": {"name": "old"}}
+    asked = proxy(store={"secretRef": {"name": "new"}})
+    asked["status"] = {**asked["status"], "store": before}
+
+    pod = inject(legacy(), asked, PLATFORM, TOKEN).pod
+
+    assert [one["name"] for one in sidecar_of(pod)["env"]].count("OPENHQM_STORE__PREVIOUS_URL") == 1
+
+
 def test_the_proxy_s_own_log_settings_win_over_the_administrator_s() -> None:
     platform = PLATFORM.model_copy(update={"log": PLATFORM.log.model_copy(update={"level": "debug"})})
 

@@ -11,6 +11,7 @@ import pytest_asyncio
 from aiohttp import web
 from tests.operator.objects import pod, proxy
 
+from openhqm_operator.api import names
 from openhqm_operator.kube.cache import Cache
 from openhqm_operator.kube.resources import (
     ASYNC_PROXIES,
@@ -44,29 +45,29 @@ def figures(**changes: Any) -> Figures:
 
 
 def test_the_largest_count_is_what_is_left() -> None:
-    told = sum_up([figures(backlog=3), figures(backlog=2, callbacks={"backlog": 4})])
+    told = sum_up([figures(backlog=3), figures(backlog=2, callbacks={"backlog": 4})], is_rolled_out=True)
 
-    assert told == Told(6, frozenset({"digest"}), True)
+    assert told == Told(6, frozenset({"digest"}), True, 0)
 
 
 def test_what_the_store_used_before_still_holds_counts_too() -> None:
-    assert sum_up([figures(backlog=1, previous_backlog=2)]).left == 3
-    assert sum_up([figures(previous_backlog=None)]).left is None
+    assert sum_up([figures(backlog=1, previous_backlog=2)], is_rolled_out=True).left == 3
+    assert sum_up([figures(previous_backlog=None)], is_rolled_out=True).left is None
 
 
 def test_a_silent_sidecar_may_still_have_old_settings() -> None:
-    assert sum_up([figures(), None]).settings == frozenset({"digest", None})
+    assert sum_up([figures(), None], is_rolled_out=True).settings == frozenset({"digest", None})
 
 
 def test_nothing_is_known_where_nobody_answers() -> None:
-    assert sum_up([None, None]) == Told()
-    assert sum_up([]) == Told()
+    assert sum_up([None, None], is_rolled_out=True) == Told()
+    assert sum_up([], is_rolled_out=True) == Told()
 
 
 def test_a_store_that_is_away_leaves_the_count_unknown() -> None:
     away = Figures.model_validate({"error": "no", "store": {"reachable": False}})
 
-    assert sum_up([away]) == Told(None, frozenset({None}), False)
+    assert sum_up([away], is_rolled_out=True) == Told(None, frozenset({None}), False, None)
 
 
 class Sidecar:
@@ -139,6 +140,41 @@ async def test_while_it_drains_every_count_is_news(sidecar: Sidecar, port: int, 
 
     assert watch.told(KEY).left == 0
     assert len(changed) == 3
+
+
+@pytest.mark.parametrize(
+    ("others", "known"),
+    [
+        ({}, 2),
+        ({"b": pod("b", None)}, 2),
+        ({"b": pod("b", "earlier")}, None),
+        ({"b": pod("b", "earlier", deletionTimestamp="x")}, None),
+        (
+            {"b": pod("b", None, labels={"openhqm.io/proxy": "legacy", names.MANAGED_BY_LABEL: "openhqm"})},
+            None,
+        ),
+    ],
+)
+async def test_the_previous_store_counts_once_all_use_the_stores_in_force(
+    sidecar: Sidecar, port: int, caches: Caches, others: dict[str, Any], known: int | None
+) -> None:
+    """One of an earlier configuration may still put work there; so may a gateway's."""
+    changed: list[Key] = []
+    caches[ASYNC_PROXIES].put(KEY, proxy() | {"status": {"configHash": "hash"}})
+    for name, other in others.items():
+        caches[PODS].put(Key("shop", name), other)
+    sidecar.answer = stats(previous_backlog=2)
+    watch = SidecarWatch(caches[ASYNC_PROXIES], caches[PODS], changed.append, port=port)
+
+    async with aiohttp.ClientSession() as session:
+        await watch.ask(session, [KEY])
+        first = watch.told(KEY).previous
+        sidecar.answer = stats(previous_backlog=0)
+        await watch.ask(session, [KEY])
+
+    assert first == known
+    assert watch.told(KEY).previous == (0 if known else None)
+    assert len(changed) == (2 if known else 1)
 
 
 async def test_what_is_no_answer_of_ours_is_silence(sidecar: Sidecar, port: int, caches: Caches) -> None:
