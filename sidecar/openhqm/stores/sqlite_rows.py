@@ -71,7 +71,7 @@ END_LEASE = "DELETE FROM leases WHERE seq = ?"
 END_LEASES = BulkChange("DELETE FROM leases WHERE seq")
 FINISH = BulkChange(
     """UPDATE records SET state = ?, place = 4, epoch = epoch + ?, attempts = ?, claims = ?, reason = ?,
-    started_at = ?, finished_at = ?, wake_at = ? WHERE seq"""
+    started_at = ?, finished_at = ?, wake_at = ?, room = NULL WHERE seq"""
 )
 DELETE_RECORDS = BulkChange("DELETE FROM records WHERE seq")
 DELETE_REQUESTS = BulkChange("DELETE FROM requests WHERE seq")

@@ -15,6 +15,8 @@
 --        timer too. Of a leased record it means nothing: when a lease runs out is known in memory, for
 --        the one process that owns this file holds them all
 -- request_bytes: of what was accepted; a final record that is not failed has dropped them
+-- room: as many bytes as the state and the times of an ending take. They replace it, so that the row of an
+--        ordinary record keeps its size: a row that grows splits its page, for pages are filled in order
 
 CREATE TABLE records (
     seq INTEGER PRIMARY KEY,
@@ -43,7 +45,8 @@ CREATE TABLE records (
     replayed_as BLOB,
     request_bytes INTEGER NOT NULL,
     reason TEXT NOT NULL DEFAULT '',
-    history BLOB NOT NULL DEFAULT x''
+    history BLOB NOT NULL DEFAULT x'',
+    room BLOB DEFAULT x'0000000000000000000000000000000000000000000000000000'
 );
 CREATE UNIQUE INDEX records_by_id ON records (id);
 CREATE INDEX records_ready ON records (lane, priority DESC, seq) WHERE place = 0;

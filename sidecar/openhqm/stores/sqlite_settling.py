@@ -13,6 +13,7 @@ from openhqm.stores.sqlite_leasing import Leasing
 from openhqm.stores.sqlite_rows import (
     BLOCKED,
     CANCELLED,
+    DONE,
     END_LEASE,
     FAILED,
     LANES,
@@ -31,6 +32,7 @@ from openhqm.stores.sqlite_rows import (
     Leased,
 )
 
+_DONE = STATES[DONE]  # asked for first: to look up a number by its member takes 0.2 us
 _HAS_ANSWER = "SELECT 1 FROM answers a JOIN records r ON r.seq = a.seq WHERE r.id = ? AND a.blob = ?"
 
 
@@ -70,7 +72,7 @@ class Settling:
         books = self._books
         seq, id, _, attempts, claims, request_bytes, _, lane, _, started_at, _ = leased
         state, reason, note = finish.state, finish.reason, finish.note
-        number = STATE_NUMBERS[state]
+        number = DONE if state is _DONE else STATE_NUMBERS[state]
         figures = books.figures[lane]
         figures.states[RUNNING] -= 1
         figures.states[number] += 1
