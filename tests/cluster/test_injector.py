@@ -2,131 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import datetime as dt
 import itertools
 import json
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster.control_plane import ClusterFailed, ControlPlane, free_port
+from tests.cluster.control_plane import ClusterFailed, ControlPlane
+from tests.cluster.injectors import (
+    WEBHOOKS,
+    RunningInjector,
+    configuration,
+    deploy,
+    make_pod,
+    make_proxy,
+    pods_of,
+    sidecars_of,
+    template,
+    unmarked,
+)
 
-from openhqm_operator.api.spec import InterceptType, Spec
-from openhqm_operator.certificates.rotation import issue_leaf, make_authority
-from openhqm_operator.injecting.plan import config_hash, find_app_port
-
-NOW = dt.datetime.now(dt.UTC)
-AUTHORITY = make_authority("injector-ca", NOW)
-WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 _numbers = itertools.count()
-
-POD_SPEC: dict[str, Any] = {
-    "containers": [
-        {
-            "name": "app",
-            "image": "legacy:1",
-            "ports": [{"name": "http", "containerPort": 8080}],
-            "readinessProbe": {"httpGet": {"path": "/", "port": "http"}},
-            "securityContext": {
-                "runAsNonRoot": True,
-                "allowPrivilegeEscalation": False,
-                "capabilities": {"drop": ["ALL"]},
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-        }
-    ]
-}
-
-
-class RunningInjector:
-    """The injector's own process, as its image starts it."""
-
-    def __init__(self, plane: ControlPlane, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        leaf = issue_leaf(AUTHORITY, ["127.0.0.1"], NOW)
-        (folder / "tls.crt").write_bytes(leaf.certificate)
-        (folder / "tls.key").write_bytes(leaf.key)
-        self.port, self.health_port = free_port(), free_port()
-        settings = {
-            "platform": {"image": "openhqm:test", "redirect_image": "operator:test"},
-            "host": "127.0.0.1",
-            "port": self.port,
-            "health_port": self.health_port,
-            "certificate_folder": str(folder),
-            "drain_seconds": 0,
-            "log": {"format": "json"},
-        }
-        (folder / "injector.yaml").write_text(json.dumps(settings))
-        program = [sys.executable, "-m", "openhqm_operator.injector", "--config", folder / "injector.yaml"]
-        self._process = subprocess.Popen(
-            [*program, "--kubeconfig", plane.kubeconfig], stderr=subprocess.PIPE, text=True
-        )
-
-    def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 20
-        while not self._is_ready():
-            assert self._process.poll() is None, self._process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-    def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def stop(self) -> list[dict[str, Any]]:
-        """End it as Kubernetes does; returns its log, in which every line must be of ours."""
-        self._process.terminate()
-        _, written = self._process.communicate(timeout=20)
-        assert self._process.returncode == 0, written
-        return [json.loads(line) for line in written.splitlines()]
-
-
-def configuration(port: int) -> dict[str, Any]:
-    """As the chart writes it, but for the address."""
-    return {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": "openhqm-injector"},
-        "webhooks": [
-            {
-                "name": "pods.openhqm.io",
-                "clientConfig": {
-                    "url": f"https://127.0.0.1:{port}/inject",
-                    "caBundle": base64.b64encode(AUTHORITY.certificate).decode(),
-                },
-                "objectSelector": {
-                    "matchExpressions": [
-                        {"key": "openhqm.io/proxy", "operator": "Exists"},
-                        {"key": "openhqm.io/admission", "operator": "NotIn", "values": ["disabled"]},
-                    ]
-                },
-                "rules": [
-                    {
-                        "operations": ["CREATE"],
-                        "apiGroups": [""],
-                        "apiVersions": ["v1"],
-                        "resources": ["pods"],
-                    }
-                ],
-                "admissionReviewVersions": ["v1"],
-                "failurePolicy": "Fail",
-                "reinvocationPolicy": "IfNeeded",
-                "sideEffects": "None",
-                "matchPolicy": "Equivalent",
-                "timeoutSeconds": 5,
-            }
-        ],
-    }
 
 
 @pytest.fixture(scope="module")
@@ -153,58 +51,9 @@ def namespace(cluster: ControlPlane, request: pytest.FixtureRequest) -> str:
     return name
 
 
-def make_proxy(plane: ControlPlane, namespace: str, intercept: str = "ServicePort") -> str:
-    """Make AsyncProxy `legacy` with the status an operator would give it; returns its hash."""
-    spec = {"targetRef": {"kind": "Deployment", "name": "legacy"}, "intercept": {"type": intercept}}
-    path = f"/apis/openhqm.io/v1alpha1/namespaces/{namespace}/asyncproxies"
-    metadata = {"name": "legacy"}
-    made = plane.request(
-        "POST",
-        path,
-        {"apiVersion": "openhqm.io/v1alpha1", "kind": "AsyncProxy", "metadata": metadata, "spec": spec},
-    )
-    digest = config_hash(
-        Spec.model_validate(made["spec"]), InterceptType(intercept), find_app_port(POD_SPEC, None)
-    )
-    made["status"] = {"intercept": intercept, "configHash": digest}
-    plane.request("PUT", f"{path}/legacy/status", made)
-    return digest
-
-
-def template(digest: str, **spec: Any) -> dict[str, Any]:
-    return {
-        "metadata": {
-            "labels": {"app": "legacy", "openhqm.io/proxy": "legacy"},
-            "annotations": {"openhqm.io/config-hash": digest},
-        },
-        "spec": copy.deepcopy(POD_SPEC) | spec,
-    }
-
-
-def make_pod(
-    plane: ControlPlane, namespace: str, pod: dict[str, Any], name: str = "legacy", query: str = ""
-) -> dict[str, Any]:
-    body = copy.deepcopy(pod) | {"apiVersion": "v1", "kind": "Pod"}
-    body["metadata"]["name"] = name
-    return plane.request("POST", f"/api/v1/namespaces/{namespace}/pods{query}", body)
-
-
-def deploy(plane: ControlPlane, namespace: str, pod: dict[str, Any], replicas: int = 2) -> None:
-    deployment = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "legacy"},
-        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "legacy"}}, "template": pod},
-    }
-    plane.request("POST", f"/apis/apps/v1/namespaces/{namespace}/deployments", deployment)
-
-
-def pods_of(plane: ControlPlane, namespace: str) -> list[dict[str, Any]]:
-    return list(plane.request("GET", f"/api/v1/namespaces/{namespace}/pods")["items"])
-
-
 def sidecar_of(pod: dict[str, Any]) -> dict[str, Any]:
-    return next(each for each in pod["spec"].get("initContainers", ()) if each["name"] == "openhqm")
+    [sidecar] = sidecars_of(pod)
+    return sidecar
 
 
 # --- Pods
@@ -334,8 +183,7 @@ def test_while_the_injector_is_away_only_its_own_pods_wait(
     cluster.request("PUT", path, moved)
     try:
         assert [line["event"] for line in other.stop()][-2:] == ["drain.started", "drain.finished"]
-        plain = template(digest)
-        del plain["metadata"]["labels"]["openhqm.io/proxy"]
+        plain = unmarked(template(digest))
 
         assert make_pod(cluster, namespace, plain, name="plain")["metadata"]["name"] == "plain"
         _wait_for_refusal(cluster, namespace, template(digest))

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from tests.charts.rendering import find, render
 from tests.cluster.control_plane import ClusterFailed, ControlPlane
-from tests.cluster.test_injector import WEBHOOKS, RunningInjector, configuration
+from tests.cluster.injectors import WEBHOOKS, RunningInjector, configuration
 
 from openhqm_operator.installation_check import CheckFailed, check
 from openhqm_operator.kube.client import Kube
