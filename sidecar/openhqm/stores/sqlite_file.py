@@ -91,6 +91,9 @@ def connect(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
         "cache_spill = OFF",
         f"cache_size = -{CACHE_KIB}",
         "temp_store = MEMORY",
+        # Some distributions build SQLite to write zeros over all that is deleted. FAST does so where a page
+        # is written anyway; pages of which nothing is left it does not write: a fifth of a drain's commits.
+        "secure_delete = FAST",
         "foreign_keys = OFF",
     ):
         connection.execute(f"PRAGMA {pragma}")
