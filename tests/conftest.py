@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tests.services import BINARIES, RedisServer, S3Server, binary
+
+# How long an example takes says something about the machine, and about who else is on it; not about the code.
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.load_profile("ours")
 
 # The store contract asserts in modules that pytest does not collect.
 pytest.register_assert_rewrite("tests.conformance")
