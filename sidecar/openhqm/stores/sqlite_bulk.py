@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-_ROWS = (64, 16, 4, 1)
+_ROWS = (64, 32, 16, 8, 4, 2, 1)
 """Rows of one statement, most first: few enough statements that all stay prepared."""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from openhqm.stores.base import Answer
 from openhqm.stores.sqlite_books import Books
 from openhqm.stores.sqlite_rows import (
@@ -16,21 +14,9 @@ from openhqm.stores.sqlite_rows import (
     INSERT_BLOB_ANSWER,
 )
 
-
-class Ending(NamedTuple):
-    """What records that end alike have in common, and share a statement for.
-
-    Args:
-        leases: 1 if they were leased, 0 if they waited.
-        started_at: of their last lease.
-    """
-
-    leases: int
-    state: int
-    attempts: int
-    claims: int
-    reason: str
-    started_at: float | None
+_Ending = tuple[int, int, int, int, str, float | None]
+"""What records that end alike have in common, and share a statement for: state, 1 if they were leased and
+0 if they waited, attempts, claims, reason, when they were leased last."""
 
 
 class Endings:
@@ -38,15 +24,14 @@ class Endings:
 
     def __init__(self, books: Books) -> None:
         self._books = books
-        self._seqs: dict[tuple[object, ...], list[int]] = {}
+        self._seqs: dict[_Ending, list[int]] = {}
         self._answers: list[object] = []
 
     def forget(self) -> None:
         """The transaction was rolled back."""
         self._seqs, self._answers = {}, []
 
-    def add(self, seq: int, ending: tuple[int, int, int, int, str, float | None]) -> None:
-        """Have the record *seq* end; *ending* has the fields of an `Ending`, which takes longer to make."""
+    def add(self, seq: int, ending: _Ending) -> None:
         self._seqs.setdefault(ending, []).append(seq)
 
     def add_answer(self, seq: int, note: bytes, answer: Answer | None) -> int:
@@ -67,21 +52,25 @@ class Endings:
             return
         gathered, answers = self._seqs, self._answers
         self.forget()
-        INSERT_ANSWER.run(self._books.connection, answers)
-        now = self._books.clock()
-        for fields, seqs in gathered.items():
-            self._write(Ending(*fields), seqs, now)  # type: ignore[arg-type]  # `add` says what they are
+        connection, options, now = self._books.connection, self._books.options, self._books.clock()
+        INSERT_ANSWER.run(connection, answers)
+        failed = {ending: gathered.pop(ending) for ending in list(gathered) if ending[0] == FAILED}
+        self._write(failed, now, now + options.dead_letter_ttl_seconds)
+        if answered := self._write(gathered, now, now + options.answer_ttl_seconds):
+            DELETE_REQUESTS.run(connection, answered)
 
-    def _write(self, ending: Ending, seqs: list[int], now: float) -> None:
-        connection, options = self._books.connection, self._books.options
-        leases, state, attempts, claims, reason, started_at = ending
-        expires_at = now + options.answer_ttl_seconds
-        if state == FAILED:
-            expires_at = now + options.dead_letter_ttl_seconds
-        else:
-            DELETE_REQUESTS.run(connection, seqs)
-        values = state, leases, attempts, claims, reason, started_at, now, expires_at
-        FINISH.run(connection, seqs, *values)
-        if leases:
-            END_LEASES.run(connection, seqs)
-        self._books.timers.set(FINAL, expires_at, seqs)
+    def _write(self, gathered: dict[_Ending, list[int]], now: float, expires_at: float) -> list[int]:
+        """Write endings that expire together; returns whose they are."""
+        connection = self._books.connection
+        ended: list[int] = []
+        leased: list[int] = []
+        for ending, seqs in gathered.items():
+            FINISH.run(connection, seqs, *ending, now, expires_at)
+            ended += seqs
+            if ending[1]:
+                leased += seqs
+        if leased:
+            END_LEASES.run(connection, leased)
+        if ended:
+            self._books.timers.set(FINAL, expires_at, ended)
+        return ended

@@ -82,7 +82,7 @@ class Settling:
             figures.dead_letters += 1
         else:
             figures.bytes -= request_bytes
-        self._endings.add(seq, (1, number, attempts + finish.sent, claims, reason, started_at))
+        self._endings.add(seq, (number, 1, attempts + finish.sent, claims, reason, started_at))
         books.changes.append(Change(id, state, LANES[lane], reason))
 
     def _settle_whole(self, held: Held, settlement: Settlement) -> None:
@@ -164,7 +164,7 @@ class Settling:
         figures.bytes += self._endings.add_answer(held.seq, note, answer)
         claims = held.claims if claims is None else claims
         self._endings.add(
-            held.seq, (int(held.place == LEASED), state, attempts, claims, reason, held.started_at)
+            held.seq, (state, int(held.place == LEASED), attempts, claims, reason, held.started_at)
         )
         books.move(held, state, reason)
         if state == FAILED:
