@@ -106,7 +106,13 @@ class Process:
             leader = Leader(settings, self._login, writing, caches_of(informers), self._identity)
             stack.push_async_callback(leader.close)
             leader.triggers.listen(informers)
-            health = Health(informers, leader.queue, leader.kopf.complaint, settings.stale_seconds)
+            health = Health(
+                informers,
+                leader.queue,
+                leader.kopf.complaint,
+                leader.autoscaler.complaint,
+                settings.stale_seconds,
+            )
             figures = Figures(
                 informers,
                 leader.queue,

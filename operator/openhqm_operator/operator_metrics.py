@@ -88,11 +88,15 @@ def _gauge(name: str, meaning: str, value: float) -> Metric:
     return GaugeMetricFamily(f"openhqm_operator_{name}", meaning, value=value)
 
 
+Complaint = Callable[[float], str | None]
+"""Returns what has been wrong for longer than so many seconds; None: nothing."""
+
+
 class Health:
     """Whether this process is any good.
 
     Args:
-        kopf: says what is wrong with it for longer than so many seconds; `KopfThread.complaint`.
+        kopf, autoscaler: say what is wrong with them for longer than so many seconds.
         stale_seconds: a watch not heard of, or a look not finished, for so long means no.
     """
 
@@ -100,13 +104,15 @@ class Health:
         self,
         informers: Sequence[Informer],
         queue: WorkQueue[Work],
-        kopf: Callable[[float], str | None],
+        kopf: Complaint,
+        autoscaler: Complaint,
         stale_seconds: float,
     ) -> None:
         self.is_draining = False
         self._informers = informers
         self._queue = queue
         self._kopf = kopf
+        self._autoscaler = autoscaler
         self._stale_seconds = stale_seconds
 
     def complaint(self) -> str | None:
@@ -117,7 +123,8 @@ class Health:
         if self._queue.busy_seconds() > self._stale_seconds:
             return f"a look takes {self._queue.busy_seconds():.0f} s"
         # A leader ends by itself long before, and gives the Lease back; this is for one that cannot.
-        return self._kopf(max(self._stale_seconds, 2 * STALLED_SECONDS))
+        kopf = self._kopf(max(self._stale_seconds, 2 * STALLED_SECONDS))
+        return kopf or self._autoscaler(self._stale_seconds)
 
     @property
     def is_ready(self) -> bool:

@@ -112,7 +112,6 @@ class Autoscaler:
         now: aware, for schedules and conditions.
 
     Attributes:
-        ticked_at: when the last tick was through, on *clock*; for the liveness probe.
         decisions: the last one on each proxy, for metrics.
     """
 
@@ -127,7 +126,6 @@ class Autoscaler:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
-        self.ticked_at = clock()
         self.decisions: dict[Key, Decision] = {}
         self._kube = kube
         self._caches = caches
@@ -136,6 +134,7 @@ class Autoscaler:
         self._powers = powers
         self._clock = clock
         self._now = now
+        self._ticked_at: float | None = None
         self._tracks: dict[Key, _Track] = {}
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
         for resource in (HORIZONTAL_POD_AUTOSCALERS, SCALED_OBJECTS):
@@ -143,6 +142,7 @@ class Autoscaler:
 
     async def run(self) -> NoReturn:
         """Tick until cancelled."""
+        self._ticked_at = self._clock()
         async with self._stats:
             while True:
                 started = self._clock()
@@ -150,6 +150,13 @@ class Autoscaler:
                 worked = self._clock() - started
                 # With thousands of proxies the ticks become longer; half of the time stays for others.
                 await asyncio.sleep(max(TICK_SECONDS - worked, worked))
+
+    def complaint(self, limit_seconds: float) -> str | None:
+        """What is wrong if no tick was through for *limit_seconds*; None if nothing, or before `run`."""
+        passed = 0.0 if self._ticked_at is None else self._clock() - self._ticked_at
+        return (
+            f"the autoscaler's last tick was through {passed:.0f} s ago" if passed > limit_seconds else None
+        )
 
     async def tick(self) -> None:
         """Give every proxy its turn."""
@@ -160,7 +167,7 @@ class Autoscaler:
         async with asyncio.TaskGroup() as turns:
             for key, proxy in proxies.items():
                 turns.create_task(self._take_turn(key, proxy))
-        self.ticked_at = self._clock()
+        self._ticked_at = self._clock()
 
     def wants_sleep(self, key: Key) -> bool:
         """Say whether a workload has been idle for long enough; its gateway is to take over then."""

@@ -57,3 +57,19 @@ async def test_a_broken_proxy_and_an_unreadable_spec_do_not_stop_the_others() ->
         ("scaling.failed", "shop/good"),  # the fake server knows no such AsyncProxy
     }
     assert autoscaler.decisions[Key("shop", "good")].replicas == 3
+
+
+async def test_a_tick_that_is_not_through_for_long_is_complained_of() -> None:
+    resources = (ASYNC_PROXIES, PODS, HORIZONTAL_POD_AUTOSCALERS, SCALED_OBJECTS, *WORKLOADS.values())
+    caches, now = {resource: Cache() for resource in resources}, 50.0
+    async with FakeApi().client() as kube, SidecarStats(lambda _: None) as stats:
+        events = Events(kube, instance="test")
+        autoscaler = Autoscaler(kube, caches, stats, events, Powers(), clock=lambda: now)
+        idle = autoscaler.complaint(300.0)
+        await autoscaler.tick()
+        now = 351.0
+
+        assert idle is None
+        assert autoscaler.complaint(300.0) == "the autoscaler's last tick was through 301 s ago"
+        await autoscaler.tick()
+        assert autoscaler.complaint(300.0) is None
