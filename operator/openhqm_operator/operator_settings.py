@@ -73,7 +73,7 @@ class OperatorSettings(Area):
     resync_seconds: PositiveSeconds = Field(600.0, description="Everything is looked at again this often.")
     stale_seconds: PositiveSeconds = Field(
         300.0,
-        description="A resource not heard of, a look or a tick not finished, or (at least 300 s) kopf standing "
+        description="A resource not heard of, a look or tick not finished, or (at least 300 s) kopf standing "
         "still for so long fails /livez. A leader whose kopf stands still ends after 150 s.",
     )
     drain_seconds: Seconds = Field(10.0, description="What is under way at SIGTERM may take this long.")
