@@ -83,12 +83,15 @@ class Leasing:
     def _take_oldest(self, limit: int, lane: int) -> list[tuple[int, _Row]]:
         """The records accepted first, whatever their priority; none if there is one priority only."""
         line = self._books.lines[lane]
+        if len(line.fronts) < 2:
+            return []
         found: list[tuple[int, int, _Row]] = []
-        for priority, after in line.fronts if len(line.fronts) > 1 else ():
+        for priority, after in line.fronts:
             rows = self._read(lane, priority, after, limit)
             found += [(row[0], priority, row) for row in rows]
             if not rows:
                 line.passed(priority, None)
+        # A line says where there may be something; in all but one there may have been nothing.
         if len(line.fronts) < 2:
             return []
         taken = sorted(found)[:limit]
