@@ -542,6 +542,25 @@ async def test_an_operation_that_fails_does_not_poison_its_batch(path: Path) -> 
     await store.close()
 
 
+async def test_leases_are_taken_back_with_their_transaction_and_given_anew(path: Path) -> None:
+    store = await opened(path)
+    records = [new(priority=n % 3) for n in range(12)]
+    await store.accept(records)
+
+    leases, failed = await asyncio.gather(
+        take(store, 5), store.accept([new(envelope=object())]), return_exceptions=True
+    )
+
+    assert isinstance(failed, TypeError)
+    assert not isinstance(leases, BaseException)
+    rest = await take(store, 12)
+    assert (len(leases), len(rest)) == (5, 7)
+    assert {lease.id for lease in (*leases, *rest)} == {record.id for record in records}
+    assert {lease.epoch for lease in (*leases, *rest)} == {1}
+    await audit(store, Options())
+    await store.close()
+
+
 async def test_a_transaction_that_cannot_begin_changes_nothing(path: Path) -> None:
     """Somebody opened the file with another tool and holds its write lock."""
     store = await opened(path)
