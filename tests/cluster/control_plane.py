@@ -43,6 +43,8 @@ class ControlPlane:
     Args:
         node_address: where a real node and its Pods reach the API server; without one it is reachable on
             loopback alone.
+        pod_cidr: where Pods of fake nodes get their addresses from; of 127.0.0.0/8 they can be called, and
+            whoever listens on all of loopback answers for all Pods.
         options: more arguments of the API server.
 
     Attributes:
@@ -51,13 +53,20 @@ class ControlPlane:
     """
 
     def __init__(
-        self, folder: Path, toolbox: Toolbox, *, node_address: str = "", options: Sequence[str] = ()
+        self,
+        folder: Path,
+        toolbox: Toolbox,
+        *,
+        node_address: str = "",
+        pod_cidr: str = "10.244.0.0/16",
+        options: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.toolbox = toolbox
         self.authority = Authority(folder / "pki")
         self.address = node_address or own_address()
         self._options = options
+        self._pod_cidr = pod_cidr
         self._bind = "0.0.0.0" if node_address else "127.0.0.1"
         self.port = free_port()
         self.server = f"https://127.0.0.1:{self.port}"
@@ -91,7 +100,7 @@ class ControlPlane:
                 f"--service-account-private-key-file={self._tokens.key}",
                 "--use-service-account-credentials",
                 "--allocate-node-cidrs",
-                "--cluster-cidr=10.244.0.0/16",
+                f"--cluster-cidr={self._pod_cidr}",
                 "--leader-elect=false",
                 "--kube-api-qps=300",  # the defaults make the first ServiceAccount wait for 9 s
                 "--kube-api-burst=600",

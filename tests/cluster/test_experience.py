@@ -5,317 +5,35 @@ One cluster for the module; the tests are the chapters of one story and run in o
 
 from __future__ import annotations
 
-import collections
-import hashlib
-import http.client
 import json
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-from tests.cluster.images import Images
-from tests.cluster.real_cluster import RealCluster
+from tests.cluster.story import NAMESPACE, RELEASE, SYSTEM, Load, Story, digest, opened
 from tests.cluster.toolbox import Toolbox, ToolsMissing
-from tests.services import binary, missing
-
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "openhqm"
-APP = (ROOT / "tests" / "cluster" / "apps" / "legacy.py").read_text()
-
-RELEASE = "openhqm"
-SYSTEM = "openhqm-system"
-NAMESPACE = "shop"
-
-VALUES: dict[str, Any] = {
-    "operator": {"image": {"registry": "localhost", "repository": "openhqm-operator", "tag": "test"}},
-    "sidecar": {"image": {"registry": "localhost", "repository": "openhqm-sidecar", "tag": "test"}},
-    "redis": {
-        "image": {"registry": "localhost", "repository": "valkey", "tag": "test"},
-        "persistence": {"enabled": False},  # the node has no volumes
-    },
-}
-
-
-def legacy(ran: Path) -> list[dict[str, Any]]:
-    """The user's own manifests. *ran* is a folder of the node in which each run leaves a line."""
-    return [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": "legacy", "namespace": NAMESPACE},
-            "data": {"legacy.py": APP},
-        },
-        {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": {"name": "legacy", "namespace": NAMESPACE, "labels": {"app": "legacy"}},
-            "spec": {
-                "replicas": 1,
-                "selector": {"matchLabels": {"app": "legacy"}},
-                "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-                "template": {
-                    "metadata": {"labels": {"app": "legacy"}},
-                    "spec": {
-                        "terminationGracePeriodSeconds": 10,
-                        "containers": [
-                            {
-                                "name": "app",
-                                "image": "localhost/python:3.11-slim",
-                                "imagePullPolicy": "Never",
-                                "command": ["python3", "/app/legacy.py"],
-                                "ports": [{"name": "http", "containerPort": 8080}],
-                                "readinessProbe": {
-                                    "httpGet": {"path": "/healthz", "port": "http"},
-                                    "periodSeconds": 1,
-                                },
-                                "env": [{"name": "RAN", "value": "/ran/ran"}],
-                                "volumeMounts": [
-                                    {"name": "app", "mountPath": "/app"},
-                                    {"name": "ran", "mountPath": "/ran"},
-                                ],
-                            }
-                        ],
-                        "volumes": [
-                            {"name": "app", "configMap": {"name": "legacy"}},
-                            {"name": "ran", "hostPath": {"path": str(ran)}},
-                        ],
-                    },
-                },
-            },
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": "legacy", "namespace": NAMESPACE},
-            "spec": {
-                "selector": {"app": "legacy"},
-                "ports": [{"name": "http", "port": 80, "targetPort": "http"}],
-            },
-        },
-    ]
-
-
-class Story:
-    """The cluster, and what the user does in it."""
-
-    def __init__(self, cluster: RealCluster, ran: Path) -> None:
-        self.cluster = cluster
-        self.ran = ran
-        self.address = ""
-        self.before: dict[str, Any] = {}
-
-    def runs(self) -> list[str]:
-        """Digests of the bodies the app has run, in all its Pods' lives."""
-        path = self.ran / "ran"
-        return path.read_text().split() if path.exists() else []
-
-    def get(self, kind: str, name: str, namespace: str = NAMESPACE) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(
-            self.cluster.kubectl("-n", namespace, "get", kind, name, "-o", "json")
-        )
-        return found
-
-    def pods(self) -> list[dict[str, Any]]:
-        text = self.cluster.kubectl("-n", NAMESPACE, "get", "pods", "-l", "app=legacy", "-o", "json")
-        pods: list[dict[str, Any]] = json.loads(text)["items"]
-        return pods
-
-    def annotate(self, *annotations: str) -> None:
-        self.cluster.kubectl("-n", NAMESPACE, "annotate", "--overwrite", "deployment", "legacy", *annotations)
-
-    def wait(self, what: str, is_so: Callable[[], bool], seconds: float = 90.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not is_so():
-            if time.monotonic() > deadline:
-                raise AssertionError(f"{what}: not within {seconds} s\n{self.report()}")
-            time.sleep(0.2)
-
-    def report(self) -> str:
-        """What one would look at."""
-        kubectl = self.cluster.kubectl
-        return "\n".join(
-            [
-                kubectl("get", "pods,axp,deployments,endpointslices", "-A", "-o", "wide", check=False),
-                kubectl("-n", NAMESPACE, "get", "axp", "-o", "yaml", check=False)[-4000:],
-                kubectl("get", "events", "-A", "--sort-by=.metadata.creationTimestamp", check=False)[-4000:],
-                kubectl(
-                    "-n",
-                    SYSTEM,
-                    "logs",
-                    "-l",
-                    "app.kubernetes.io/component=operator",
-                    "--tail=30",
-                    check=False,
-                ),
-                kubectl(
-                    "-n",
-                    SYSTEM,
-                    "logs",
-                    "-l",
-                    "app.kubernetes.io/component=injector",
-                    "--tail=30",
-                    check=False,
-                ),
-                kubectl(
-                    "-n", NAMESPACE, "logs", "-l", "app=legacy", "-c", "openhqm", "--tail=30", check=False
-                ),
-            ]
-        )
-
-    def call(
-        self, method: str, path: str, body: bytes | None = None, **headers: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        """One request to the unchanged Service address."""
-        address = self.address = self.address or self.get("service", "legacy")["spec"]["clusterIP"]
-        with self.cluster.inside():
-            connection = http.client.HTTPConnection(address, 80, timeout=20)
-            try:
-                connection.request(method, path, body, headers)
-                answer = connection.getresponse()
-                return answer.status, dict(answer.getheaders()), answer.read()
-            finally:
-                connection.close()
-
-    def is_reachable(self) -> bool:
-        """Whether the node's rules lead to the Service's Pods."""
-        try:
-            return self.call("GET", "/count")[0] == 200
-        except OSError:
-            return False
-
-    def answer_of(self, location: str, seconds: float = 60.0) -> tuple[int, dict[str, str], bytes]:
-        """The app's answer, once it is there."""
-        path = location[location.index("/", 8) :] if location.startswith("http") else location
-        deadline = time.monotonic() + seconds
-        while True:
-            status, headers, body = self.call("GET", f"{path}/response?wait=5")
-            if status not in (202, 503):  # not yet; or the store is away, which says when to ask again
-                return status, headers, body
-            assert time.monotonic() < deadline, self.report()
-
-    def is_rolled_out(self) -> bool:
-        """Whether all Pods are of the present template, and none is ending: one that ended without a
-        preStop hook leaves connections hanging for as long as the node's rules lead to it."""
-        deployment, pods = self.get("deployment", "legacy"), self.pods()
-        wanted, status = deployment["spec"]["replicas"], deployment["status"]
-        return bool(
-            status.get("observedGeneration") == deployment["metadata"]["generation"]
-            and status.get("updatedReplicas")
-            == status.get("readyReplicas")
-            == status.get("replicas")
-            == wanted
-            and len(pods) == wanted
-            and all(is_ready(pod) for pod in pods)
-        )
-
-    def is_injected(self) -> bool:
-        pods = self.pods()
-        return bool(pods) and all(
-            any(one["name"] == "openhqm" for one in pod["spec"].get("initContainers", ())) for pod in pods
-        )
-
-    def condition(self, kind: str) -> str:
-        proxy = json.loads(self.cluster.kubectl("-n", NAMESPACE, "get", "axp", "legacy", "-o", "json"))
-        found = {c["type"]: c["status"] for c in proxy.get("status", {}).get("conditions", ())}
-        return found.get(kind, "")
-
-
-def is_ready(pod: dict[str, Any]) -> bool:
-    conditions = {one["type"]: one["status"] for one in pod["status"].get("conditions", ())}
-    return conditions.get("Ready") == "True"
-
-
-def digest(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
-
-
-class Load(threading.Thread):
-    """Posts bodies that differ, one each 20 ms, each on a connection of its own, until told to stop."""
-
-    def __init__(self, story: Story, name: str) -> None:
-        super().__init__(name=name)
-        self._story = story
-        self._ending = threading.Event()
-        self.handles: dict[bytes, str] = {}
-        self.failures: list[str] = []
-
-    def run(self) -> None:
-        while not self._ending.wait(0.02):
-            body = b"%s %d" % (self.name.encode(), len(self.handles) + len(self.failures))
-            try:
-                status, headers, _ = self._story.call("POST", "/orders?wait=0.2", body)
-            except (OSError, http.client.HTTPException) as exc:
-                self.failures.append(f"{body!r}: {exc!r}")
-            else:
-                if status == 202:
-                    self.handles[body] = headers["Location"]
-                else:
-                    self.failures.append(f"{body!r}: {status}")
-
-    def __enter__(self) -> Load:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._ending.set()
-        self.join()
-
-    def check_runs(self, at_most_unknown: int = 0) -> None:
-        """Every accepted body has its own answer, and the app ran it once, or perhaps once where the
-        outcome is told as unknown."""
-        unknown = 0
-        for body, handle in self.handles.items():
-            status, headers, answer = self._story.answer_of(handle, 120)
-            if status == 502:
-                assert headers["OpenHQM-Error"] == "outcome-unknown", (headers, answer)
-                unknown += 1
-            else:
-                assert (status, json.loads(answer)["sha256"]) == (201, digest(body))
-        assert unknown <= at_most_unknown
-        runs = collections.Counter(self._story.runs())
-        repeated = [body for body in self.handles if runs[digest(body)] > 1]
-        assert not repeated
-        assert sum(runs[digest(body)] for body in self.handles) >= len(self.handles) - unknown
+from tests.services import missing
 
 
 @pytest.fixture(scope="module")
 def story(toolbox: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     try:
-        images = Images()
-        archives = [
-            images.pause(),
-            images.python(),
-            images.valkey(binary("valkey")),
-            images.build("openhqm-sidecar", ROOT / "Dockerfile.sidecar"),
-            images.build("openhqm-operator", ROOT / "Dockerfile.operator"),
-        ]
-        with RealCluster(tmp_path_factory.mktemp("node"), toolbox, archives) as cluster:
-            ran = tmp_path_factory.mktemp("ran")
-            ran.chmod(0o777)
-            yield Story(cluster, ran)
+        with opened(toolbox, tmp_path_factory.mktemp("story")) as story:
+            yield story
     except ToolsMissing as exc:
         missing(str(exc))
 
 
 def test_helm_install_is_enough(story: Story) -> None:
-    cluster = story.cluster
-    arguments = ("install", str(cluster.kubeconfig), RELEASE, SYSTEM, str(CHART))
+    story.install()
 
-    cluster.run(sys.executable, "-m", "tests.cluster.helm", *arguments, stdin=json.dumps(VALUES))
-
-    pods = json.loads(cluster.kubectl("-n", SYSTEM, "get", "pods", "-o", "json"))["items"]
+    pods = json.loads(story.cluster.kubectl("-n", SYSTEM, "get", "pods", "-o", "json"))["items"]
     assert len(pods) == 5, story.report()  # two operators, two injectors, one Redis
 
 
 def test_the_app_runs_without_us_at_first(story: Story) -> None:
-    for manifest in legacy(story.ran):
-        story.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
-    story.wait("the legacy app", lambda: story.is_rolled_out() and story.is_reachable())
+    story.start_app()
 
     status, headers, _ = story.call("POST", "/orders", b"direct")
 
@@ -324,15 +42,10 @@ def test_the_app_runs_without_us_at_first(story: Story) -> None:
 
 
 def test_one_annotation_puts_a_queue_in_front(story: Story) -> None:
-    started = time.monotonic()
-    story.annotate("openhqm.io/enabled=true")
-    story.wait("the rollout with sidecars", lambda: story.is_injected() and story.is_rolled_out())
+    seconds, location = story.enable(b"queued")
 
-    status, headers, _ = story.call("POST", "/orders?wait=0.1", b"queued")
-
-    assert status == 202, story.report()
-    print(f"annotate to first 202: {time.monotonic() - started:.1f} s")
-    answered, app_headers, body = story.answer_of(headers["Location"])
+    print(f"annotate to first 202: {seconds:.1f} s")
+    answered, app_headers, body = story.answer_of(location)
     assert (answered, app_headers["X-Legacy"]) == (201, "yes")
     assert json.loads(body) == {
         "path": "/orders?wait=0.1",
@@ -431,9 +144,7 @@ def test_a_burst_makes_it_grow_and_its_end_makes_it_shrink(story: Story) -> None
 
 def test_it_sleeps_at_zero_and_a_request_wakes_it(story: Story) -> None:
     """The Service answers at every moment: POSTs are queued, what is read is held until the app is there."""
-    story.annotate("openhqm.io/max-replicas=2", "openhqm.io/min-replicas=0", "openhqm.io/idle-after=10")
-    story.wait("zero", lambda: story.get("deployment", "legacy")["spec"]["replicas"] == 0, 150)
-    story.wait("no Pods", lambda: story.pods() == [])
+    story.fall_asleep()
 
     started = time.monotonic()
     status, headers, _ = story.call("POST", "/orders", b"wake up")
