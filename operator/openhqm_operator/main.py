@@ -45,7 +45,9 @@ from openhqm_operator.noticing.kopf_thread import KopfThread
 from openhqm_operator.noticing.triggers import Triggers, build_informers, caches_of
 from openhqm_operator.operator_metrics import Figures, Health, build_health_app
 from openhqm_operator.operator_settings import OperatorSettings, load
-from openhqm_operator.reconciling.observe import Caches, Observer, Options
+from openhqm_operator.reconciling.caches import Caches
+from openhqm_operator.reconciling.observe import Observer
+from openhqm_operator.reconciling.observed import Options
 from openhqm_operator.reconciling.reconcile import Reconciler, Work
 from openhqm_operator.reconciling.sidecars import SidecarWatch
 from openhqm_operator.reconciling.stores import BundledStore, BundledStoreUnusable

@@ -50,7 +50,8 @@ from openhqm_operator.kube.resources import (
 from openhqm_operator.kube.watching import Informer
 from openhqm_operator.noticing.triggers import build_informers, caches_of
 from openhqm_operator.operator_settings import OperatorSettings, load
-from openhqm_operator.reconciling.observe import Observed, Observer, Options
+from openhqm_operator.reconciling.observe import Observer
+from openhqm_operator.reconciling.observed import Observed, Options
 from openhqm_operator.reconciling.reconcile import Reconciler, Work
 from openhqm_operator.reconciling.sidecars import SidecarWatch
 

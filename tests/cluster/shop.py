@@ -19,7 +19,9 @@ from openhqm_operator.kube.resources import (
 )
 from openhqm_operator.noticing.triggers import build_informers, caches_of
 from openhqm_operator.reconciling.belongings import digest
-from openhqm_operator.reconciling.observe import Caches, Observer, Options, Told
+from openhqm_operator.reconciling.caches import Caches
+from openhqm_operator.reconciling.observe import Observer
+from openhqm_operator.reconciling.observed import Options, Told
 from openhqm_operator.reconciling.reconcile import Reconciler, Work
 
 USER = "kubectl"

@@ -47,7 +47,8 @@ from openhqm_operator.kube.resources import (
 from openhqm_operator.noticing.triggers import build_informers, caches_of
 from openhqm_operator.operator_settings import LeaseSettings, OperatorSettings
 from openhqm_operator.reconciling.belongings import digest
-from openhqm_operator.reconciling.observe import Observer, Options, Told, is_ours
+from openhqm_operator.reconciling.observe import Observer
+from openhqm_operator.reconciling.observed import Options, Told, is_ours
 from openhqm_operator.reconciling.reconcile import Reconciler, Work
 from openhqm_operator.scaling.autoscaler import Autoscaler, Powers
 from openhqm_operator.scaling.sidecar_stats import SidecarStats

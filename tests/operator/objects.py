@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from openhqm_operator.api.spec import Spec
-from openhqm_operator.reconciling.observe import Observed
+from openhqm_operator.reconciling.observed import Observed
 
 NOON = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
 LABELS = {"app": "legacy"}

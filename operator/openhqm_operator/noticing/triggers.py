@@ -34,7 +34,8 @@ from openhqm_operator.kube.resources import (
 )
 from openhqm_operator.kube.watching import Informer
 from openhqm_operator.noticing.sightings import Sightings
-from openhqm_operator.reconciling.observe import Caches, annotations_of
+from openhqm_operator.reconciling.caches import Caches
+from openhqm_operator.reconciling.observed import annotations_of
 from openhqm_operator.reconciling.reconcile import Work
 
 _OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"

@@ -20,7 +20,7 @@ from openhqm_operator.injecting.interception import Blocked, Choice, Surrounding
 from openhqm_operator.injecting.plan import AppPort, NotInjectable, check_pod, config_hash, find_app_port
 from openhqm_operator.injecting.sidecar_settings import problem_of
 from openhqm_operator.kube.resources import Object
-from openhqm_operator.reconciling.observe import Observed, annotations_of, template_of
+from openhqm_operator.reconciling.observed import Observed, annotations_of, template_of
 from openhqm_operator.reconciling.store_change import kept_store
 
 EMBEDDED = ("sqlite", "memory")

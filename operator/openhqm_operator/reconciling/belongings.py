@@ -13,7 +13,7 @@ from openhqm_operator.injecting.interception import restoring
 from openhqm_operator.injecting.sidecar_settings import render_settings
 from openhqm_operator.kube.owned import owned_metadata
 from openhqm_operator.kube.resources import ASYNC_PROXIES, CONFIG_MAPS, SERVICES, Object, key_of
-from openhqm_operator.reconciling.observe import Observed
+from openhqm_operator.reconciling.observed import Observed
 from openhqm_operator.reconciling.steps import Action, Apply, MintHandleKey, MintStoreUser, Patch
 
 

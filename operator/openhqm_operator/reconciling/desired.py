@@ -30,7 +30,7 @@ from openhqm_operator.reconciling.acceptance import Plan, Refusal, judge
 from openhqm_operator.reconciling.belongings import provide, render, restore_services
 from openhqm_operator.reconciling.ending import ending
 from openhqm_operator.reconciling.injection_state import count, is_rolled_out, judge_injection
-from openhqm_operator.reconciling.observe import Observed
+from openhqm_operator.reconciling.observed import Observed
 from openhqm_operator.reconciling.report import about_store, hash_in_force, report, status_in_force
 from openhqm_operator.reconciling.standing_in import stand_in
 from openhqm_operator.reconciling.steps import Action, Desired, Patch, TouchTemplate, earliest

@@ -19,7 +19,7 @@ from openhqm_operator.reconciling.belongings import (
 )
 from openhqm_operator.reconciling.ejection import Drainage, Ejection, Scene, Step, decide
 from openhqm_operator.reconciling.injection_state import Census, count, hindrance
-from openhqm_operator.reconciling.observe import Observed, annotations_of
+from openhqm_operator.reconciling.observed import Observed, annotations_of
 from openhqm_operator.reconciling.report import about_store, hash_in_force, report, status_in_force
 from openhqm_operator.reconciling.standing_in import Standing, stand_in
 from openhqm_operator.reconciling.steps import (

@@ -15,7 +15,7 @@ from openhqm_operator.api.status import ConditionType
 from openhqm_operator.injecting.interception import Choice, may_switch, switching
 from openhqm_operator.kube.resources import Object
 from openhqm_operator.reconciling.acceptance import Plan
-from openhqm_operator.reconciling.observe import Observed, hash_of
+from openhqm_operator.reconciling.observed import Observed, hash_of
 
 _NAMED = 3
 """Pods named in a message; the rest is counted."""

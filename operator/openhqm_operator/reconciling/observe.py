@@ -1,9 +1,8 @@
-"""What is known of one AsyncProxy, its workload and what surrounds them: the whole input of a decision.
+"""Looks at one AsyncProxy: what is known of it, its workload and what surrounds them.
 
-    caches (`kube/watching.py`), Secrets by name, what the sidecars say  --Observer.look-->  Observed
+    caches (`caches.py`), Secrets by name, what the sidecars say  --Observer.look-->  Observed (`observed.py`)
 
-Of Secrets only which keys there are and the schemes of their URLs are kept: values never leave this module.
-`desired.py` decides on it.
+Values of Secrets never leave this module.
 """
 
 from __future__ import annotations
@@ -11,18 +10,12 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from openhqm_operator.api import names
-from openhqm_operator.api.annotations import is_forced
 from openhqm_operator.api.store_in_force import store_in_force
 from openhqm_operator.gateway.manifests import deployment_name, is_ready, pod_labels, service_name
-from openhqm_operator.injecting.interception import proxy_served
-from openhqm_operator.injecting.platform_settings import Platform
-from openhqm_operator.kube.cache import Cache
 from openhqm_operator.kube.client import Kube
 from openhqm_operator.kube.errors import NotFound
 from openhqm_operator.kube.resources import (
@@ -39,44 +32,19 @@ from openhqm_operator.kube.resources import (
     WORKLOADS,
     Key,
     Object,
-    Resource,
 )
-from openhqm_operator.kube.selectors import has_all, matches
+from openhqm_operator.kube.selectors import matches
+from openhqm_operator.reconciling.caches import Caches, target_of
+from openhqm_operator.reconciling.observed import (
+    GatewaySeen,
+    Observed,
+    Options,
+    Told,
+    is_ours,
+    template_labels_of,
+)
 
 POD_SECURITY_LABEL = "pod-security.kubernetes.io/enforce"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the cluster admin decided for all proxies.
-
-    Args:
-        has_bundled_store: a proxy without a store gets the Redis that the chart brings along.
-        pod_security: level enforced in namespaces that say nothing.
-        gateway: how gateways run; None: no more are made, and those there are go once their workload serves.
-    """
-
-    has_bundled_store: bool = True
-    pod_security: str = "privileged"
-    gateway: Platform | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the sidecars of one proxy last said.
-
-    Args:
-        left: requests and callbacks not finished; None: nobody said.
-        settings: digests of the settings in force, one for each sidecar; None for one that does not tell.
-        reaches_store: None: nobody said.
-        previous: requests not finished in the store used before; None: nobody knows, or not every sidecar
-            uses the stores in force yet.
-    """
-
-    left: int | None = None
-    settings: frozenset[str | None] = frozenset()
-    reaches_store: bool | None = None
-    previous: int | None = None
 
 
 class Sidecars(Protocol):
@@ -85,120 +53,6 @@ class Sidecars(Protocol):
     def told(self, key: Key) -> Told:
         """What those of the AsyncProxy *key* said; an empty `Told` if nobody said anything."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class GatewaySeen:
-    """What there is of a proxy's gateway.
-
-    Args:
-        slices: its endpoints in Services.
-        policies: NetworkPolicies that select its Pods.
-        served: names of Services with ready endpoints of the app's own; looked at only while the gateway is
-            in them and one of the app's Pods is Ready.
-    """
-
-    deployment: Object | None = None
-    service: Object | None = None
-    budget: Object | None = None
-    slices: tuple[Object, ...] = ()
-    pods: tuple[Object, ...] = ()
-    policies: tuple[Object, ...] = ()
-    served: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """All that a decision is made on.
-
-    Args:
-        target: the workload the AsyncProxy names; None if there is none.
-        siblings: other AsyncProxies with the same target.
-        pods: Pods that carry the AsyncProxy's label, without the gateway's.
-        services: those that select the Pods, and those that were switched for the AsyncProxy; not ours.
-        shared: names of Services that select Pods of another workload too -> that workload.
-        policies: NetworkPolicies that select the Pods.
-        secrets: name -> key -> scheme of its URL; a name that is missing is a Secret that is missing.
-        settings_map: the ConfigMap with the settings, None if there is none.
-        wants_sleep: the autoscaler finds the workload idle for long enough to go to zero.
-    """
-
-    proxy: Object
-    target: Object | None
-    now: dt.datetime
-    options: Options = Options()
-    siblings: tuple[Object, ...] = ()
-    pods: tuple[Object, ...] = ()
-    services: tuple[Object, ...] = ()
-    shared: Mapping[str, str] = field(default_factory=dict)
-    policies: tuple[Object, ...] = ()
-    pod_security: str = "privileged"
-    secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    settings_map: Object | None = None
-    told: Told = Told()
-    gateway: GatewaySeen = GatewaySeen()
-    wants_sleep: bool = False
-
-    @property
-    def name(self) -> str:
-        return str(self.proxy["metadata"]["name"])
-
-    @property
-    def namespace(self) -> str:
-        return str(self.proxy["metadata"]["namespace"])
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether the AsyncProxy was deleted and waits for its finalizer."""
-        return "deletionTimestamp" in self.proxy["metadata"]
-
-    @property
-    def is_forced(self) -> bool:
-        """Whether the backlog is given up."""
-        return any(is_forced(annotations_of(obj)) for obj in (self.proxy, self.target) if obj is not None)
-
-    @property
-    def is_labelled(self) -> bool:
-        """Whether the template asks for this AsyncProxy's sidecar."""
-        return self.template_labels.get(names.PROXY_LABEL) == names.label_value(self.name)
-
-    @property
-    def template_labels(self) -> Mapping[str, str]:
-        return template_labels_of(self.target) if self.target is not None else {}
-
-
-class Caches(dict[Resource, Cache]):
-    """The cache of each resource that is watched."""
-
-    def add_indexes(self) -> None:
-        """Make findable what `Observer` looks for. Before anything is in the caches, or after."""
-        self[ASYNC_PROXIES].add_index("target", _target_of)
-        for resource in (ASYNC_PROXIES, NETWORK_POLICIES):
-            self[resource].add_index("namespace", _namespace_of)
-        for resource in {PODS, ENDPOINT_SLICES} & self.keys():
-            self[resource].add_index("proxy", _proxy_of)
-        # A namespace may hold thousands: Services and workloads find each other by labels.
-        self[SERVICES].add_index("selects", _first_selected)
-        self[SERVICES].add_index("switched for", _switched_for)
-        for resource in WORKLOADS.values():
-            self[resource].add_index("label", _labels_of_template)
-
-    def selecting(self, namespace: str, labels: Mapping[str, str]) -> list[Object]:
-        """Services that select Pods with *labels*."""
-        return [
-            service
-            for label in labels.items()
-            for service in self[SERVICES].by("selects", (namespace, *label))
-            if has_all(service["spec"]["selector"], labels)
-        ]
-
-    def selected_by(self, service: Object) -> Iterator[Object]:
-        """Workloads whose Pods the Service selects."""
-        for first in _first_selected(service):
-            for resource in WORKLOADS.values():
-                for workload in self[resource].by("label", first):
-                    if has_all(service["spec"]["selector"], template_labels_of(workload)):
-                        yield workload
 
 
 class Observer:
@@ -281,7 +135,7 @@ class Observer:
             return None
 
     def _siblings(self, key: Key, proxy: Object) -> tuple[Object, ...]:
-        (target,) = _target_of(proxy)
+        (target,) = target_of(proxy)
         others = self._caches[ASYNC_PROXIES].by("target", target)
         return tuple(other for other in others if other["metadata"]["name"] != key.name)
 
@@ -385,66 +239,3 @@ def _has_ready(endpoint_slice: Mapping[str, Any]) -> bool:
         (endpoint.get("conditions") or {}).get("ready") is not False
         for endpoint in endpoint_slice.get("endpoints") or ()
     )
-
-
-def hash_of(pod: Mapping[str, Any]) -> str | None:
-    """The configuration a Pod's sidecar was made from; None without a sidecar."""
-    text = annotations_of(pod).get(names.INJECTED_ANNOTATION)
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return ""
-    return str(found.get("hash", "")) if isinstance(found, dict) else ""
-
-
-def is_ours(obj: Mapping[str, Any]) -> bool:
-    """Whether the operator made this object."""
-    labels = obj["metadata"].get("labels") or {}
-    return bool(labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY)
-
-
-def annotations_of(obj: Mapping[str, Any]) -> Mapping[str, str]:
-    found: Mapping[str, str] = obj["metadata"].get("annotations") or {}
-    return found
-
-
-def template_of(workload: Mapping[str, Any]) -> Mapping[str, Any]:
-    template: Mapping[str, Any] = workload["spec"]["template"]
-    return template
-
-
-def template_labels_of(workload: Mapping[str, Any]) -> Mapping[str, str]:
-    labels: Mapping[str, str] = (template_of(workload).get("metadata") or {}).get("labels") or {}
-    return labels
-
-
-def _first_selected(service: Object) -> Iterable[tuple[str, str, str]]:
-    """The first label a Service selects by: enough to find it, not to be sure."""
-    selector = service["spec"].get("selector")
-    return () if not selector else ((service["metadata"]["namespace"], *min(selector.items())),)
-
-
-def _switched_for(service: Object) -> Iterable[Key]:
-    proxy = proxy_served(service)
-    return () if proxy is None else (Key(service["metadata"]["namespace"], proxy),)
-
-
-def _labels_of_template(workload: Object) -> Iterable[tuple[str, str, str]]:
-    namespace = workload["metadata"]["namespace"]
-    return [(namespace, *label) for label in template_labels_of(workload).items()]
-
-
-def _target_of(proxy: Object) -> tuple[tuple[str, str, str]]:
-    reference = proxy["spec"]["targetRef"]
-    return ((proxy["metadata"]["namespace"], reference["kind"], reference["name"]),)
-
-
-def _namespace_of(obj: Object) -> tuple[str]:
-    return (obj["metadata"]["namespace"],)
-
-
-def _proxy_of(pod: Object) -> Iterable[tuple[str, str]]:
-    value = (pod["metadata"].get("labels") or {}).get(names.PROXY_LABEL)
-    return () if value is None else ((pod["metadata"]["namespace"], value),)

@@ -18,7 +18,7 @@ from openhqm_operator.api.annotations import AnnotationsInvalid, is_enabled, rea
 from openhqm_operator.api.spec import API_VERSION, KIND, Spec
 from openhqm_operator.kube.resources import Object
 from openhqm_operator.reconciling.acceptance import is_made_from
-from openhqm_operator.reconciling.observe import annotations_of
+from openhqm_operator.reconciling.observed import annotations_of
 from openhqm_operator.reconciling.steps import Tell
 
 

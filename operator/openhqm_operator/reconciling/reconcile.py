@@ -32,7 +32,8 @@ from openhqm_operator.kube.resources import (
     resource_of,
 )
 from openhqm_operator.reconciling.desired import desired
-from openhqm_operator.reconciling.observe import Observed, Observer
+from openhqm_operator.reconciling.observe import Observer
+from openhqm_operator.reconciling.observed import Observed
 from openhqm_operator.reconciling.ownership import Change, Create, Discard, Owning, own
 from openhqm_operator.reconciling.steps import (
     Action,

@@ -11,7 +11,7 @@ from openhqm_operator.api.spec import API_VERSION, KIND
 from openhqm_operator.api.status import ConditionStatus, ConditionType
 from openhqm_operator.kube.resources import Object
 from openhqm_operator.reconciling.injection_state import Census
-from openhqm_operator.reconciling.observe import Observed
+from openhqm_operator.reconciling.observed import Observed
 from openhqm_operator.reconciling.steps import Action, SetStatus, Tell
 
 _IN_FORCE = ("intercept", "configHash", "store")

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from openhqm_operator.api.names import HEALTH_PORT, label_value
 from openhqm_operator.kube.cache import Cache
 from openhqm_operator.kube.resources import Key, Object
-from openhqm_operator.reconciling.observe import Told, hash_of, is_ours
+from openhqm_operator.reconciling.observed import Told, hash_of, is_ours
 
 TICK_SECONDS = 5.0
 CALM_TICKS = 6

@@ -32,7 +32,7 @@ from openhqm_operator.injecting.interception import lets
 from openhqm_operator.injecting.plan import AppPort
 from openhqm_operator.kube.resources import DEPLOYMENTS, Object, key_of
 from openhqm_operator.reconciling.acceptance import EMBEDDED, Plan
-from openhqm_operator.reconciling.observe import Observed, annotations_of
+from openhqm_operator.reconciling.observed import Observed, annotations_of
 from openhqm_operator.reconciling.steps import Action, Apply, Delete, Patch, SetReplicas
 from openhqm_operator.scaling.modes import is_as, widest
 

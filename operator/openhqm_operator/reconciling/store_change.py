@@ -13,7 +13,7 @@ from openhqm_operator.api.spec import SecretRef, Server, Spec
 from openhqm_operator.api.store_in_force import store_in_force
 from openhqm_operator.kube.resources import Object
 from openhqm_operator.reconciling.ejection import about
-from openhqm_operator.reconciling.observe import Observed, hash_of
+from openhqm_operator.reconciling.observed import Observed, hash_of
 
 
 def kept_store(seen: Observed, spec: Spec) -> Server | None:

@@ -11,7 +11,7 @@ from openhqm_operator.api.spec import Rollout
 from openhqm_operator.kube.resources import Object
 from openhqm_operator.reconciling.acceptance import Plan
 from openhqm_operator.reconciling.belongings import patch_proxy, set_field
-from openhqm_operator.reconciling.observe import Observed, annotations_of, template_of
+from openhqm_operator.reconciling.observed import Observed, annotations_of, template_of
 from openhqm_operator.reconciling.steps import Action
 
 

@@ -23,7 +23,7 @@ from openhqm_operator.injecting.plan import AppPort
 from openhqm_operator.reconciling.acceptance import judge
 from openhqm_operator.reconciling.belongings import digest
 from openhqm_operator.reconciling.desired import desired
-from openhqm_operator.reconciling.observe import Observed, Options, Told
+from openhqm_operator.reconciling.observed import Observed, Options, Told
 from openhqm_operator.reconciling.steps import (
     Action,
     Apply,

@@ -23,7 +23,8 @@ from openhqm_operator.kube.resources import (
     STATEFUL_SETS,
     Key,
 )
-from openhqm_operator.reconciling.observe import Caches, Told
+from openhqm_operator.reconciling.caches import Caches
+from openhqm_operator.reconciling.observed import Told
 from openhqm_operator.reconciling.sidecars import Figures, SidecarWatch, sum_up
 
 KEY = Key("shop", "legacy")

@@ -15,7 +15,7 @@ from openhqm_operator.gateway.stage import Stage
 from openhqm_operator.injecting.platform_settings import Platform
 from openhqm_operator.reconciling.acceptance import judge
 from openhqm_operator.reconciling.desired import desired
-from openhqm_operator.reconciling.observe import GatewaySeen, Observed, Options, Told
+from openhqm_operator.reconciling.observed import GatewaySeen, Observed, Options, Told
 from openhqm_operator.reconciling.standing_in import Standing, refusal, stand_in
 from openhqm_operator.reconciling.steps import Apply, Delete, Desired, Patch, SetReplicas, SetStatus
 

@@ -11,7 +11,7 @@ from tests.operator.objects import SECRETS, deployment, observed, pod, proxy, to
 from openhqm_operator.api import names
 from openhqm_operator.reconciling.acceptance import judge
 from openhqm_operator.reconciling.desired import desired
-from openhqm_operator.reconciling.observe import Observed, Told
+from openhqm_operator.reconciling.observed import Observed, Told
 from openhqm_operator.reconciling.steps import SetStatus, TouchTemplate
 
 MOVING = {"secretRef": {"name": "new", "key": "url"}, "previousSecretRef": {"name": "old", "key": "url"}}
