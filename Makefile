@@ -12,7 +12,7 @@ PYTEST  := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dis
 FAST    := --ignore=tests/integration --ignore=tests/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-cluster check format bench settings-docs crd lock clean
+.PHONY: help demo test test-fast test-cluster check format bench bench-cluster settings-docs crd lock clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -43,8 +43,11 @@ format: $(VENV)/.installed-dev ## format the code
 	$(BIN)/ruff check --fix $(RUFF_IN)
 	$(BIN)/ruff format $(RUFF_IN)
 
-bench: $(VENV)/.installed-dev ## measure against references; writes benchmarks/RESULTS.md
+bench: $(VENV)/.installed-dev ## measure the sidecar against references; writes its part of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-cluster: $(VENV)/.installed-dev ## measure the control plane on real clusters; ARGS=--real takes containers too
+	$(BIN)/python -m benchmarks.control_plane $(ARGS)
 
 settings-docs: $(VENV)/.installed ## print docs/settings.md anew
 	$(BIN)/openhqm settings --format markdown > docs/settings.md.new

@@ -13,28 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import HERE, Openhqm, call, load, peer
+from benchmarks.results import Row
 
 ROUNDS = 5
-
-
-@dataclass
-class Row:
-    """One line of the table. *values* hold one figure per round; *unit* says what they are."""
-
-    work: str
-    values: list[float]
-    at_least: str
-    aim: str
-    unit: str = "x"
-    detail: str = ""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
 
 
 def folder() -> Path:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 
@@ -21,6 +22,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+class Cost(NamedTuple):
+    """What a process has used."""
+
+    cpu_seconds: float
+    resident_mebibytes: float
+    peak_mebibytes: float
+
+
+def cost_of(pid: int) -> Cost:
+    """What the process has used so far, from the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    resident, peak = (int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+    return Cost((int(fields[11]) + int(fields[12])) / 100, resident, peak)
 
 
 @contextlib.contextmanager

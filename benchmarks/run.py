@@ -1,4 +1,4 @@
-"""`make bench`: measures everything in one run and writes RESULTS.md and results.json beside itself.
+"""`make bench`: measures the data plane in one run and writes its section of RESULTS.md (`results.py`).
 
 `python -m benchmarks.run [--only accept,drain] [--queued 1000000]`
 """
@@ -6,23 +6,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import measures
-from benchmarks.measures import Row
+from benchmarks.results import DATA_PLANE, Row, facts, publish
 from tests import services
 
-HERE = Path(__file__).parent
+PACKAGES = ("openhqm", "aiohttp", "uvloop", "httptools", "hiredis")
 
 
 def sqlite_url(folder: Path) -> str:
@@ -75,40 +69,6 @@ def rows(only: set[str], queued: int) -> Iterator[Row]:
             yield from measures.depth("Redis", always, queued)
 
 
-def facts() -> dict[str, str]:
-    """What the figures were measured on."""
-    revision = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
-    ).stdout.strip()
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": revision or "unknown",
-        "cores": str(os.cpu_count()),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("openhqm", "aiohttp", "uvloop", "httptools", "hiredis")},
-    }
-
-
-def markdown(found: list[Row], about: dict[str, str]) -> str:
-    lines = [
-        "# Benchmark results",
-        "",
-        "Written by `make bench`. Ratios compare with a reference measured in the same run, in turns; the",
-        "median round is quoted, with the lowest and highest. For ratios more is better, except cost.",
-        "",
-        ", ".join(f"{name} {value}" for name, value in about.items()),
-        "",
-        "| work | median | min - max | at least | aim | detail |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in found:
-        spread = f"{min(row.values):.2f} - {max(row.values):.2f}"
-        middle = f"{row.median:.2f} {row.unit}"
-        lines.append(f"| {row.work} | {middle} | {spread} | {row.at_least} | {row.aim} | {row.detail} |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     kinds = ("accept", "drain", "pass", "start", "memory", "depth")
     parser = argparse.ArgumentParser(description=__doc__)
@@ -121,11 +81,7 @@ def main() -> None:
         found.append(row)
         print(f"{row.work}: {row.median:.2f} {row.unit} {row.detail}", file=sys.stderr, flush=True)
     if only == set(kinds):
-        about = facts()
-        (HERE / "RESULTS.md").write_text(markdown(found, about))
-        (HERE / "results.json").write_text(
-            json.dumps({"facts": about, "rows": [vars(r) for r in found]}, indent=2)
-        )
+        publish(DATA_PLANE, found, facts(PACKAGES))
 
 
 if __name__ == "__main__":
