@@ -281,7 +281,8 @@ async def test_answers_of_one_call_expire_whatever_their_leases_did(
 
     assert list(await store.get(ids)) == [None] * 6
     with redis_server.client() as client:
-        assert client.zcard(f"openhqm:{{{QUEUE}}}:timers") == 0
+        timers = client.zrange(f"openhqm:{{{QUEUE}}}:timers", 0, -1)
+    assert timers == [b"D" + ids[4] + ids[5]], "the deadline that both share is still to come"
     counts = await store.counts()
     assert (counts.done, counts.bytes) == (6, 0)
 
@@ -302,6 +303,42 @@ async def test_timers_of_leases_go_when_all_their_records_are_settled(
 
     leased = [entry for entry in timers if entry[:1] == b"L"]
     assert [entry[1:49] for entry in leased] == [b"".join(lease.id for lease in part)]
+
+
+@pytest.mark.parametrize("accepted_at_once", [True, False])
+async def test_a_deadline_passes_over_what_runs_and_ends_what_waits(
+    open_store: Opener, accepted_at_once: bool
+) -> None:
+    """Whether its timer is shared or its own, and again when the lease is given back."""
+    store = await open_store()
+    every = [new(max_age_seconds=1.5) for _ in range(4)]
+    for batch in [every] if accepted_at_once else [[record] for record in every]:
+        await store.accept(batch if accepted_at_once else [*batch, new(key=b"makes each look at its own")])
+    leases = {lease.id: lease for lease in await take(store, 8, lease_seconds=60)}
+    assert leases.keys() >= {record.id for record in every}
+    ran, extended, released, waited = (leases[record.id] for record in every)
+    await store.settle([Release(waited.id, waited.epoch, 60.0)])
+    await store.extend([(extended.id, extended.epoch)], lease_seconds=60)
+    await asyncio.sleep(1.6)
+
+    assert [change.id for change in await store.sweep()] == [waited.id]
+    await store.settle([Release(released.id, released.epoch)])
+    assert [(change.id, change.state) for change in await store.sweep()] == [(released.id, State.EXPIRED)]
+    assert list(await store.sweep()) == []
+    assert list(await store.settle([done(ran), done(extended)])) == [True, True]
+
+
+@pytest.mark.parametrize("company", [1, 3])
+async def test_a_lease_lapses_before_the_deadline_of_its_record(open_store: Opener, company: int) -> None:
+    store = await open_store()
+    for _ in range(2):
+        await store.accept([new(max_age_seconds=60) for _ in range(company)])
+    first = await take(store, company, lease_seconds=0.05)
+    await store.settle([Release(lease.id, lease.epoch) for lease in first])
+    leases = await take(store, 2 * company, lease_seconds=0.05)
+    await asyncio.sleep(0.1)
+
+    assert {change.id for change in await store.sweep()} == {lease.id for lease in leases}
 
 
 async def test_an_id_accepted_anew_does_not_expire_with_its_first_record(open_store: Opener) -> None:

@@ -44,8 +44,6 @@ class LeaseCalls:
 
     def leased(self, leases: Sequence[Lease]) -> None:
         """One call took these."""
-        if not leases or leases[0].deadline is not None:  # those have timers of their own
-            return
         if len(self._running) > FOLLOWED:
             self._running.clear()
         epochs = [lease.epoch for lease in leases]

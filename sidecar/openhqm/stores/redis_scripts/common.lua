@@ -16,9 +16,10 @@
 --   taken:<caller>  serial of a process's last lease call that took records, and what it took
 --   timers       records by the time sweep has to look at them: deadline of those that wait and have
 --                one, end of the lease of those that run, expiry of final ones. Those that are alike
---                share an entry, which is never changed: LEASED, ids and epochs of a lease call, for a
---                record that has no entry of its own; ENDED and ids of a settle call, besides it.
---                redis_timers.py tells which entries of leases are of no use any more
+--                share an entry, which is never changed: DATED and ids of an accept call; LEASED, ids and
+--                epochs of a lease call; ENDED and ids of a settle call. It is for those it still holds
+--                for; a record may have an entry of its own besides, for its deadline or an extended
+--                lease. redis_timers.py tells which entries of leases are of no use any more
 --   <lane>:ready by priority and seq   <lane>:delayed by ready_at
 --   <lane>:all   by seq                <lane>:failed  by seq
 --

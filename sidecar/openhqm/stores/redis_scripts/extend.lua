@@ -8,7 +8,8 @@ load(ids)
 for i = 1, #ids do
   local r = record(ids[i])
   if r and r.state == RUNNING and r.epoch == epochs[i] then
-    zadd('timers', ends, r.id)
+    -- Not at its deadline: sweep.lua would take the entry for that.
+    zadd('timers', ends == r.deadline and ends + 0.001 or ends, r.id)
     replies[i] = has(r, CANCEL_REQUESTED) and 2 or 1
   else
     count(r and r.lane or REQUESTS, 'stale', 1)

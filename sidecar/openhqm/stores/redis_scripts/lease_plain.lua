@@ -25,12 +25,11 @@ local function lease_plainly()
   local now, ends = pack('>d', NOW), string.format('%.17g', NOW + lease_seconds)
   local epoch_of, running = {}, {} -- by state to claims of a waiting record
   local values, epochs = {}, {}
-  local retrying, is_dated = 0, false
+  local retrying = 0
   for i = 1, #ids do
     local meta = metas[i]
     local deadline = meta and unpack_('>d', meta, 9)
     if not meta or deadline > 0 and deadline <= NOW then return nil end
-    is_dated = is_dated or deadline > 0
     local waiting = sub(meta, 34, 48)
     if string.byte(waiting) == 2 then retrying = retrying + 1 end
     if not running[waiting] then
@@ -44,12 +43,10 @@ local function lease_plainly()
   end
   local bodies, all = call('MGET', unpack(requests)), table.concat(ids)
   local taken = all .. table.concat(epochs)
-  local timers = {ends, LEASED .. taken} -- an entry for all, but a deadline has one already, which must move
-  for i = 1, is_dated and #ids or 0 do timers[2 * i - 1], timers[2 * i] = ends, ids[i] end
 
   call('ZREMRANGEBYRANK', ready, 0, #ids - 1)
   call('MSET', unpack(values))
-  call('ZADD', P .. 'timers', unpack(timers))
+  call('ZADD', P .. 'timers', ends, LEASED .. taken)
   call('SET', taken_key, pack('>d', serial) .. taken, 'EX', math.ceil(lease_seconds) + 60)
   call('HINCRBY', counts, lane .. '.queued', retrying - #ids)
   if retrying > 0 then call('HINCRBY', counts, lane .. '.retrying', -retrying) end

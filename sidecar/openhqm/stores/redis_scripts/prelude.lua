@@ -10,7 +10,7 @@ local NOW = tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000
 
 local REQUESTS, CALLBACKS = 0, 1
 -- First byte of an entry of timers that stands for many records.
-local LEASED, ENDED = 'L', 'E'
+local DATED, LEASED, ENDED = 'D', 'L', 'E'
 local ALIKE = 64 -- first byte of a notice that some ids of one lane have one new state
 
 -- ready_at, deadline (0: none), lane, accepted_at, seq

@@ -7,9 +7,8 @@
 -- once, and a record that ends so is BRIEF: its answer takes the place of its request, and the note goes
 -- with the meta.
 
--- Of a meta, by place: deadline 9-16, lane 17, state, flags, epoch and attempts 34-44, held 73-80, TERMS 81.
+-- Of a meta, by place: lane 17, state, flags, epoch and attempts 34-44, held 73-80, TERMS 81.
 local RUNNING_PLAIN, DONE_BRIEF = string.char(1, 0, 128), string.char(3, 8, 16) -- state and flags
-local NO_DEADLINE = string.rep(string.char(0), 8)
 local META, REQUEST_KEY = P .. 'm:', P .. 'q:'
 
 local ids, epochs, sizes = ARGV[2], ARGV[3], ARGV[4]
@@ -24,7 +23,7 @@ local metas = call('MGET', unpack(keys))
 local expires_at = NOW + ANSWER_TTL
 local ending = pack('>dd', NOW, expires_at)
 local epoch_of, done = {}, {} -- by state to attempts of a running record
-local values, is_dated = {}, false
+local values = {}
 local bytes = unpack_('>d', ARGV[5])
 for i = 1, many do
   local meta, id = metas[i], members[i]
@@ -42,16 +41,11 @@ for i = 1, many do
     .. sub(sizes, 8 * i - 7, 8 * i) .. sub(meta, 81) .. ARGV[2 * i + 4]
   values[at - 1] = REQUEST_KEY .. id
   values[at] = ARGV[2 * i + 5]
-  is_dated = is_dated or sub(meta, 9, 16) ~= NO_DEADLINE
   bytes = bytes - unpack_('>d', meta, 73)
 end
--- Those with a deadline have an entry of their own, which must not stay at the end of their lease.
-local score = string.format('%.17g', expires_at)
-local timers = {score, ENDED .. ids}
-for i = 1, is_dated and many or 0 do timers[2 * i - 1], timers[2 * i] = score, members[i] end
 
 call('MSET', unpack(values))
-call('ZADD', P .. 'timers', unpack(timers))
+call('ZADD', P .. 'timers', string.format('%.17g', expires_at), ENDED .. ids)
 call('HINCRBY', P .. 'counts', 'requests.running', -many)
 call('HINCRBY', P .. 'counts', 'requests.done', many)
 call('HINCRBY', P .. 'counts', 'bytes', bytes)
