@@ -45,12 +45,14 @@ class Told:
         reaches_store: None: nobody said.
         previous: requests not finished in the store used before; None: nobody knows, or not every sidecar
             uses the stores in force yet.
+        was_asked: whether this process has asked them yet; a new leader knows nothing, which is no silence.
     """
 
     left: int | None = None
     settings: frozenset[str | None] = frozenset()
     reaches_store: bool | None = None
     previous: int | None = None
+    was_asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

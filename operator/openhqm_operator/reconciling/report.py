@@ -71,6 +71,7 @@ def _tidings(seen: Observed, verdicts: Sequence[Verdict]) -> Iterator[Tell]:
 
 
 _UNREMARKABLE = ("NotDraining", "Unknown", "NoPods", "NotAccepted", "Ejecting")
+_SAID = ("Reachable", "Unreachable")
 _WARNINGS = ("NotInjected", "ServiceBypass", "InterceptionBlocked", "Unreachable", "NobodyAnswers", "Forced")
 
 
@@ -85,6 +86,9 @@ def about_store(seen: Observed, census: Census) -> Verdict:
             return Verdict.unknown(
                 kind, "NoPods", "No Pod has a sidecar that could say whether it reaches its store."
             )
+        before = find(seen.proxy, kind)
+        if not seen.told.was_asked and before is not None and before.reason in _SAID:
+            return before  # to the leader before us; it is asked again within half a minute
         return Verdict.unknown(
             kind,
             "Unknown",

@@ -36,6 +36,7 @@ _ANSWER_BYTES = 256 * 1024
 
 log = structlog.get_logger()
 
+_NOT_ASKED = Told(was_asked=False)
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -114,7 +115,7 @@ class SidecarWatch:
 
     def told(self, key: Key) -> Told:
         """What the sidecars of the AsyncProxy *key* last said."""
-        return self._told.get(key, Told())
+        return self._told.get(key, _NOT_ASKED)
 
     async def run(self) -> NoReturn:
         """Ask for ever."""
@@ -174,15 +175,15 @@ class SidecarWatch:
             return None
 
     def _learn(self, key: Key, told: Told) -> None:
-        before = self._told.get(key, Told())
+        before = self.told(key)
         self._told[key] = told
         if (told != before) if self._is_draining(key) else (_of_stores(told) != _of_stores(before)):
             self._changed(key)
 
 
-def _of_stores(told: Told) -> tuple[bool | None, int | None]:
+def _of_stores(told: Told) -> tuple[bool, bool | None, int | None]:
     """What matters while nothing drains."""
-    return told.reaches_store, told.previous
+    return told.was_asked, told.reaches_store, told.previous
 
 
 def _addresses(pods: Iterable[Object]) -> Iterable[str]:

@@ -108,6 +108,13 @@ def test_a_settled_proxy_needs_nothing() -> None:
     assert desired(change(settled(), now=NOON + dt.timedelta(days=1))).steps == ()
 
 
+def test_what_sidecars_said_to_the_leader_before_stands_until_they_are_asked() -> None:
+    """Otherwise each new leader would write every status twice, and none would be Ready meanwhile."""
+    assert desired(change(settled(), told=Told(was_asked=False))).steps == ()
+    assert conditions(change(settled(), told=Told()))["StoreReachable"][:2] == ("Unknown", "Unknown")
+    assert conditions(observed(pods=PODS, told=Told(was_asked=False)))["StoreReachable"][0] == "Unknown"
+
+
 def test_a_settled_proxy_is_ready() -> None:
     status = settled().proxy["status"]
 

@@ -180,12 +180,15 @@ async def test_the_previous_store_counts_once_all_use_the_stores_in_force(
 
 async def test_what_is_no_answer_of_ours_is_silence(sidecar: Sidecar, port: int, caches: Caches) -> None:
     sidecar.answer = {"hello": "world"}
-    watch = SidecarWatch(caches[ASYNC_PROXIES], caches[PODS], lambda key: None, port=port)
+    changed: list[Key] = []
+    watch = SidecarWatch(caches[ASYNC_PROXIES], caches[PODS], changed.append, port=port)
 
     async with aiohttp.ClientSession() as session:
         await watch.ask(session, [KEY])
+        await watch.ask(session, [KEY])
 
     assert watch.told(KEY) == Told()
+    assert changed == [KEY], "that nobody answers is news once"
 
 
 async def test_a_proxy_that_is_gone_is_forgotten(port: int, caches: Caches) -> None:
@@ -195,4 +198,4 @@ async def test_a_proxy_that_is_gone_is_forgotten(port: int, caches: Caches) -> N
         caches[ASYNC_PROXIES].put(KEY, None)
         await watch.ask(session, [])
 
-    assert watch.told(KEY) == Told()
+    assert watch.told(KEY) == Told(was_asked=False)
