@@ -2,6 +2,7 @@
 
 A whole cluster but for containers: controllers roll the workloads, a webhook injects their Pods, fake nodes
 run them on addresses of loopback, and one server answers the operator's questions for all their sidecars.
+Services have no endpoints, which such addresses cannot be.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ LONG_SECONDS = 1200.0
 
 async def measure(plane: AuditedPlane, folder: Path, workloads: int, idle_seconds: float) -> list[Row]:
     """The operator's rows. *plane* gives Pods addresses of POD_CIDR."""
-    plane.start_controllers()
+    plane.start_controllers("--controllers=*,-endpoints-controller,-endpointslice-controller")
     plane.start_fake_nodes([f"fake-{number}" for number in range(workloads // PODS_PER_NODE + 2)])
     async with (
         Kube(await from_kubeconfig(plane.kubeconfig)) as kube,
@@ -54,55 +55,47 @@ async def measure(plane: AuditedPlane, folder: Path, workloads: int, idle_second
         Sidecars(kube) as sidecars,
     ):
         await _open_shop(kube, workloads)
-        started = time.monotonic()
-        first = Operator(plane, NAMESPACE, folder, namespace=None)
-        try:
-            await _until(lambda: _are_injected(kube, workloads))
-            rolled = time.monotonic() - started
-            await _quiet(plane, first)
-            at_work = cost_of(first.process.pid)
-        finally:
-            first.kill()
+        async with _operator(plane, folder) as operator:
+            rolling = await _rolling(plane, kube, operator, workloads)
         await sidecars.learn()
-        second = Operator(plane, NAMESPACE, folder, namespace=None, resync_seconds=RESYNC_SECONDS)
-        try:
-            await second.leading()
-            await _quiet(plane, second)
-            resyncs = await _resyncs(second)
-            writes = await _writes(plane, second, idle_seconds)
-            at_rest = cost_of(second.process.pid)
-        finally:
-            second.kill()
-    return _rows(workloads, rolled, at_work, at_rest, resyncs, writes, idle_seconds)
+        async with _operator(plane, folder, resync_seconds=RESYNC_SECONDS) as operator:
+            return rolling + await _resting(plane, operator, workloads, idle_seconds)
 
 
-def _rows(
-    workloads: int,
-    rolled: float,
-    at_work: Cost,
-    at_rest: Cost,
-    resyncs: list[float],
-    writes: int,
-    idle_seconds: float,
-) -> list[Row]:
-    many = f"{workloads:,} AsyncProxies"
-    resident = [at_work.resident_mebibytes, at_rest.resident_mebibytes]
-    peak = max(at_work.peak_mebibytes, at_rest.peak_mebibytes)
-    span = f"operator, writes in {idle_seconds:g} idle seconds"
-    rests = f"with a resync each {RESYNC_SECONDS:g} s"
+async def _rolling(plane: AuditedPlane, kube: Kube, operator: Operator, workloads: int) -> list[Row]:
+    """All workloads are annotated when it starts."""
+    started = time.monotonic()
+    await _until(lambda: _are_injected(kube, workloads))
+    seconds = time.monotonic() - started
+    await _quiet(plane, operator)
+    cost = cost_of(operator.process.pid)
+    detail = f"with the controllers' share; {cost.cpu_seconds:.0f} s CPU of the operator"
     return [
-        Row(f"operator, resident, {many}", resident, "200", "160", "MiB", f"highest {peak:.0f} MiB"),
-        Row(f"operator, full resync, {many}", resyncs, "30", "5", "s"),
-        Row(f"{span}, {many}", [writes], "0", "0", "", f"but for its Lease; {rests}"),
         Row(
-            f"from {workloads:,} annotations to as many Pods with a sidecar",
-            [rolled],
-            "-",
-            "-",
-            "s",
-            f"with the controllers' share; {at_work.cpu_seconds:.0f} s CPU of the operator",
+            f"from {workloads:,} annotations to as many Pods with a sidecar", [seconds], "-", "-", "s", detail
         ),
+        _resident("afterwards", cost),
     ]
+
+
+async def _resting(plane: AuditedPlane, operator: Operator, workloads: int, idle_seconds: float) -> list[Row]:
+    """Another process finds all done."""
+    await operator.leading()
+    await _quiet(plane, operator)
+    resyncs = await _resyncs(operator)
+    writes = await _writes(plane, operator, idle_seconds)
+    many = f"{workloads:,} AsyncProxies"
+    rests = f"but for its Lease; a resync each {RESYNC_SECONDS:g} s"
+    return [
+        Row(f"operator, full resync, {many}", resyncs, "30", "5", "s"),
+        Row(f"operator, writes in {idle_seconds:g} idle seconds, {many}", [writes], "0", "0", "", rests),
+        _resident(f"at rest, {many}", cost_of(operator.process.pid)),
+    ]
+
+
+def _resident(when: str, cost: Cost) -> Row:
+    highest = f"highest {cost.peak_mebibytes:.0f} MiB"
+    return Row(f"operator, resident {when}", [cost.resident_mebibytes], "200", "160", "MiB", highest)
 
 
 # --- the scene -------------------------------------------------------------------------------------------
@@ -117,6 +110,15 @@ async def _injector(plane: AuditedPlane, folder: Path) -> AsyncIterator[None]:
         yield
     finally:
         running.kill()
+
+
+@asynccontextmanager
+async def _operator(plane: AuditedPlane, folder: Path, **settings: object) -> AsyncIterator[Operator]:
+    operator = Operator(plane, NAMESPACE, folder, namespace=None, **settings)
+    try:
+        yield operator
+    finally:
+        await asyncio.to_thread(operator.stop)
 
 
 async def _open_shop(kube: Kube, workloads: int) -> None:

@@ -44,7 +44,7 @@ class ControlPlane:
         node_address: where a real node and its Pods reach the API server; without one it is reachable on
             loopback alone.
         pod_cidr: where Pods of fake nodes get their addresses from; of 127.0.0.0/8 they can be called, and
-            whoever listens on all of loopback answers for all Pods.
+            whoever listens on all of loopback answers for all Pods. No endpoints are made of such.
         options: more arguments of the API server.
 
     Attributes:
@@ -90,8 +90,8 @@ class ControlPlane:
         self.run("kube-apiserver", self._api_server_arguments())
         self.wait("the API server", "kube-apiserver", self._is_ready)
 
-    def start_controllers(self) -> None:
-        """Start the controller manager and the scheduler; returns when Pods can be made."""
+    def start_controllers(self, *options: str) -> None:
+        """Start the controller manager, with *options*, and the scheduler; returns when Pods can be made."""
         self.run(
             "kube-controller-manager",
             [
@@ -108,6 +108,7 @@ class ControlPlane:
                 f"--secure-port={free_port()}",
                 "--horizontal-pod-autoscaler-sync-period=2s",
                 "--horizontal-pod-autoscaler-downscale-stabilization=10s",
+                *options,
             ],
         )
         self.run(
