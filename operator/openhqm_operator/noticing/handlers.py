@@ -26,8 +26,8 @@ CONNECT_SECONDS = 5.0
 WATCH_SECONDS = 600
 """The server ends a watch after that long; one that only seems to be open ends before, by its silence."""
 
-CHUNK = 500
-"""Objects of a list that are in memory at once."""
+CHUNK = 100
+"""Objects of a list that are in memory at once; as few as in our own lists, for the same reason."""
 
 IDLE_SECONDS = 0.5
 """kopf keeps a task and the last object for that long after each event; by default for 5 s."""
