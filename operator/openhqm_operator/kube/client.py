@@ -41,9 +41,9 @@ from openhqm_operator.kube.resources import Object, Resource, key_of, resource_o
 from openhqm_operator.kube.transport import JSON, Timeouts, Transport, WatchEvent
 
 PAGE_LIMIT = 100
-"""Objects per page of a list. A page is in memory whole, as bytes and as objects, a dozen lists run at once at
-the start, and what that took is never given back: with 1,000 AsyncProxies an operator keeps 175 MiB, and 225
-with pages of 500, which is what client-go asks for."""
+"""Objects per page of a list. A page is in memory whole, as bytes and as objects, a dozen lists run at once
+at the start, and what that took is never given back: with 1,000 AsyncProxies an operator keeps 175 MiB, and
+225 with pages of 500, which is what client-go asks for."""
 
 _APPLY = "application/apply-patch+yaml"
 _JSON_PATCH = "application/json-patch+json"
