@@ -425,6 +425,9 @@ def judge_durability(config: dict[str, str], info: dict[str, str]) -> tuple[Dura
         return Durability.NONE, "appendonly no"
     if config["appendfsync"] == "always":
         return Durability.POWER, "appendfsync always"
+    if config["appendfsync"] == "everysec":
+        # Source: redis.conf, "appendfsync": while an fsync takes long, writing waits too, up to two seconds.
+        return Durability.PROCESS, "appendfsync everysec: killed while its disk is behind, it forgets 2 s"
     return Durability.PROCESS, f"appendfsync {config['appendfsync']}"
 
 
