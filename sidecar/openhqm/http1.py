@@ -36,10 +36,10 @@ __all__ = ["Client", "Connection", "Framing", "Head", "Headers", "Response"]
 _TICK_SECONDS = 0.1
 """How exactly deadlines are kept."""
 
-_LOOK_AT = 8
+_LOOK_AT = 16
 """Idle connections looked at together: those that are used next, by a batch of requests."""
 
-_FRESH_SECONDS = 0.0001
+_FRESH_SECONDS = 0.0002
 """How long a look counts. An app that ends connections does it in any moment, also behind the look."""
 
 
