@@ -202,7 +202,9 @@ class SqliteStore:
 
     async def _lease(self, limit: int, lease_seconds: float, lane: int) -> Sequence[Lease]:
         self._check_open()
-        asked = self._commits.submit(lambda: self._ledger.lease(limit, lease_seconds, lane), limit)
+        asked = self._commits.submit(
+            lambda: self._ledger.lease(limit, lease_seconds, lane), limit, hurries=True
+        )
         try:
             leases = await asyncio.shield(asked)
             await self._garbage.collect()
