@@ -311,7 +311,9 @@ class S3Server:
         response = connection.getresponse()
         found = json.loads(response.read()) if response.status == 200 else {}
         connection.close()
-        return [base64.b64decode(entry["Extended"]["key"]).decode() for entry in found.get("Entries") or ()]
+        # A part that comes behind the abort makes the folder anew, without what makes it an upload.
+        uploads = [entry["Extended"] for entry in found.get("Entries") or () if entry["Extended"]]
+        return [base64.b64decode(upload["key"]).decode() for upload in uploads]
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
