@@ -11,8 +11,8 @@ import asyncio
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 
 import aiohttp
 import uvloop
@@ -28,17 +28,30 @@ class Pause:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
-        self._due: SimpleQueue[tuple[float, Callable[..., None], bytes]] = SimpleQueue()
+        self._due: deque[tuple[float, Callable[..., None], bytes]] = deque()
+        self._some = threading.Semaphore(0)
         threading.Thread(target=self._wait, daemon=True).start()
 
     def call(self, function: Callable[..., None], argument: bytes) -> None:
-        self._due.put((time.perf_counter() + self._seconds, function, argument))
+        self._due.append((time.perf_counter() + self._seconds, function, argument))
+        if len(self._due) == 1:
+            self._some.release()
 
     def _wait(self) -> None:
-        while True:
-            due, function, argument = self._due.get()
-            time.sleep(max(0.0, due - time.perf_counter()))
-            self._loop.call_soon_threadsafe(function, argument)
+        while self._some.acquire():
+            while self._due:
+                time.sleep(max(0.0, self._due[0][0] - time.perf_counter()))
+                passed = threading.Event()
+                self._loop.call_soon_threadsafe(self._call_due, passed)
+                passed.wait()
+
+    def _call_due(self, passed: threading.Event) -> None:
+        """Make all calls that are due: waking the loop for each would take longer than the call."""
+        now = time.perf_counter()
+        while self._due and self._due[0][0] <= now:
+            _, function, argument = self._due.popleft()
+            function(argument)
+        passed.set()
 
 
 class App(asyncio.Protocol):
