@@ -52,6 +52,7 @@ from openhqm.stores.base import (
 )
 from openhqm.stores.blobs import FileBlobs, Garbage, make_folder, record_of
 from openhqm.stores.clock import AnchoredClock, Clock
+from openhqm.stores.sqlite_books import Books
 from openhqm.stores.sqlite_commits import MOST_WEIGHT, GroupCommit
 from openhqm.stores.sqlite_ledger import Ledger
 from openhqm.stores.sqlite_reader import Reader
@@ -148,7 +149,8 @@ class SqliteStore:
         connection = file.connect(self._path, self._synchronous)
         try:
             file.migrate(connection, self._path)
-            self._ledger = Ledger(connection, self._options, self._clock, self._garbage, self._told)
+            books = Books(connection, self._options, self._clock, self._garbage, self._told)
+            self._ledger = Ledger(books)
             self._commits = GroupCommit(connection, self._ledger, self._path)
         except BaseException:
             connection.close()

@@ -13,8 +13,7 @@ what callers see. Here is what they may ask for; the steps have a file each:
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 from openhqm.stores import rules
 from openhqm.stores.base import (
@@ -25,13 +24,10 @@ from openhqm.stores.base import (
     Lease,
     NewRecord,
     OnLost,
-    Options,
     Refused,
     Replay,
     Settlement,
 )
-from openhqm.stores.blobs import Garbage
-from openhqm.stores.clock import Clock
 from openhqm.stores.sqlite_books import Books
 from openhqm.stores.sqlite_endings import Endings
 from openhqm.stores.sqlite_intake import Batch, Intake
@@ -44,26 +40,15 @@ MOST_WOKEN = 256
 
 
 class Ledger:
-    """Transitions and what they change in memory.
+    """Transitions, and what they change in *books*."""
 
-    Args:
-        on_committed: told the changes, and the lanes where there may be work, once durable.
-    """
-
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        options: Options,
-        clock: Clock,
-        garbage: Garbage,
-        on_committed: Callable[[Sequence[Change], Iterable[int]], None],
-    ) -> None:
-        self._books = Books(connection, options, clock, garbage, on_committed)
-        self._endings = Endings(self._books)
-        self._intake = Intake(self._books)
-        self._leasing = Leasing(self._books)
-        self._settling = Settling(self._books, self._leasing, self._endings)
-        self._upkeep = Upkeep(self._books, self._settling, self._endings)
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._endings = Endings(books)
+        self._intake = Intake(books)
+        self._leasing = Leasing(books)
+        self._settling = Settling(books, self._leasing, self._endings)
+        self._upkeep = Upkeep(books, self._settling, self._endings)
 
     # -- the transaction's frame
 
