@@ -59,13 +59,17 @@ Checkpoint = Callable[[str], None]
 Exposition = Callable[[], bytes]
 
 
+Loop = Callable[[], Coroutine[Any, Any, None]]
+"""What runs until the process ends; it is begun when all ports are open."""
+
+
 @dataclass(frozen=True, slots=True)
 class Replays:
     """What works off one store, and its loops by name."""
 
     egress: Egress
     callbacks: Callbacks
-    loops: dict[str, Coroutine[Any, Any, None]]
+    loops: dict[str, Loop]
 
 
 def run(
@@ -150,7 +154,7 @@ class Process:
         sampler = Sampler(store)
         sampler.add(stats.sampled)
         sampler.add(tallies.sampled)
-        loops = {"housekeeping": Housekeeping(store, lifecycle).run(), "sampler": sampler.run()}
+        loops = {"housekeeping": Housekeeping(store, lifecycle).run, "sampler": sampler.run}
         if front is not None:
             sampler.add(front.drain_rate.sampled)
             _show(front, stats, tallies)
@@ -158,9 +162,9 @@ class Process:
             loops |= each.loops
         pod = self._build_pod(client, stats, front, replays)
         if pod is not None:
-            loops["pod"] = pod.run()
+            loops["pod"] = pod.run
         if self._reread is not None:
-            loops["reloading"] = self._build_reloader(self._reread, stats).run()
+            loops["reloading"] = self._build_reloader(self._reread, stats).run
 
         health_app = build_health_app(stats, exposition, pod.routes() if pod is not None else ())
         await self._listen(stack, seen, stats, health_app, front)
@@ -192,14 +196,14 @@ class Process:
         egress.share(finishing, backlog, is_previous=False)
         finishing.share(egress, backlog, is_previous=True)
         finished = self._replays_of(previous, finishing, "-previous")
-        finished.loops["housekeeping-previous"] = Housekeeping(previous, self._lifecycle).run()
-        finished.loops["sampler-previous"] = sampler.run()
+        finished.loops["housekeeping-previous"] = Housekeeping(previous, self._lifecycle).run
+        finished.loops["sampler-previous"] = sampler.run
         return [self._replays_of(store, egress, ""), finished]
 
     def _replays_of(self, store: Store, egress: Egress, suffix: str) -> Replays:
         callbacks = self._build_callbacks(store)
         return Replays(
-            egress, callbacks, {f"egress{suffix}": egress.run(), f"callbacks{suffix}": callbacks.run()}
+            egress, callbacks, {f"egress{suffix}": egress.run, f"callbacks{suffix}": callbacks.run}
         )
 
     def _build_egress(self, made: type[AnyEgress], store: Store, client: Client | None) -> AnyEgress:
@@ -317,10 +321,10 @@ class Process:
             **{f"{name}_port": port for name, port in stats.ports.items()},
         )
 
-    async def _guard(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, name: str, loop: Loop) -> None:
         """Run a loop that must last as long as the process; its end starts the drain."""
         try:
-            await loop
+            await loop()
         except Exception:
             log.exception("loop.failed", loop=name)
         if not self._stopping.is_set():

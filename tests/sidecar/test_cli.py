@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 import subprocess
 import sys
 import uuid
@@ -122,6 +124,18 @@ def test_mistakes_are_one_line_and_an_exit_code(arguments: Sequence[str], code: 
     done = subprocess.run([sys.executable, "-m", "openhqm", *arguments], capture_output=True, text=True)
 
     assert (done.returncode, done.stderr, done.stdout) == (code, f"{line}\n", "")
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = ["--app", "http://127.0.0.1:1", "--store", f"sqlite:///{tmp_path}/store.db"]
+        ports = ["--port", unused_port(), "--admin-port", unused_port(), "--health-port", port]
+        command = [sys.executable, "-m", "openhqm", "serve", *arguments, *map(str, ports)]
+        done = subprocess.run(command, capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert re.fullmatch(rf"openhqm: health\.port: cannot listen on 0\.0\.0\.0:{port}: .*\n", done.stderr)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:16000", "https://127.0.0.1", "http://", "http://a:b", "nonsense"])
