@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import uvloop
 from openhqm import logs
 from openhqm.errors import SettingsError
 from openhqm.settings import LogSettings
+from openhqm.settings_file import FileSettings, load_file
 from openhqm_operator.kube.login import Login, LoginFailed, find_login
 
 
@@ -30,20 +32,20 @@ class Process(Protocol):
         ...
 
 
-class HasLog(Protocol):
-    """Settings of a process."""
+class ProcessSettings(FileSettings, Protocol):
+    """What a process's settings file may say."""
 
     @property
     def log(self) -> LogSettings: ...
 
 
-Settings = TypeVar("Settings", bound=HasLog)
+Settings = TypeVar("Settings", bound=ProcessSettings)
 
 
 def run(
     name: str,
     description: str,
-    load: Callable[[Path], Settings],
+    model: type[Settings],
     build: Callable[[Settings, Login], Process],
 ) -> None:
     """Read the command line and run one process until SIGTERM or SIGINT.
@@ -55,7 +57,7 @@ def run(
     parser.add_argument("--kubeconfig", type=Path, help="log in by this file instead of the Pod's account")
     given = parser.parse_args()
     try:
-        settings = load(given.config)
+        settings = load_file(model, given.config, os.environ)
         logs.configure(settings.log)
         uvloop.run(_run(settings, given.kubeconfig, build))
     except (SettingsError, LoginFailed) as exc:

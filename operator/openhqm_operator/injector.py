@@ -31,7 +31,7 @@ from openhqm_operator.webhook.server import (
     build_health_app,
     build_webhook_app,
 )
-from openhqm_operator.webhook.settings import InjectorSettings, load
+from openhqm_operator.webhook.settings import InjectorSettings
 
 log = structlog.get_logger()
 
@@ -116,7 +116,7 @@ class Process:
 
 def main() -> NoReturn:
     """Run the injector. Exit codes: 0 ended by a signal, 2 the settings are wrong."""
-    entry.run("openhqm-injector", "Gives Pods their OpenHQM sidecar.", load, Process)
+    entry.run("openhqm-injector", "Gives Pods their OpenHQM sidecar.", InjectorSettings, Process)
     sys.exit(0)
 
 

@@ -44,7 +44,7 @@ from openhqm_operator.kube.work_queue import WorkQueue
 from openhqm_operator.noticing.kopf_thread import KopfThread
 from openhqm_operator.noticing.triggers import Triggers, build_informers, caches_of
 from openhqm_operator.operator_metrics import Figures, Health, build_health_app
-from openhqm_operator.operator_settings import OperatorSettings, load
+from openhqm_operator.operator_settings import OperatorSettings
 from openhqm_operator.reconciling.caches import Caches
 from openhqm_operator.reconciling.observe import Observer
 from openhqm_operator.reconciling.observed import Options
@@ -316,7 +316,7 @@ class Leader:
 def main() -> NoReturn:
     """Run the operator. Exit codes: 0 ended by a signal, 1 the Lease was lost, 2 the settings are wrong."""
     try:
-        entry.run("openhqm-operator", "Keeps AsyncProxies.", load, Process)
+        entry.run("openhqm-operator", "Keeps AsyncProxies.", OperatorSettings, Process)
     except LeadershipLost as exc:
         if not exc.has_ended:
             os._exit(1)  # something still runs that might write

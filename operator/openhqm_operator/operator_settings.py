@@ -8,15 +8,12 @@ Unknown keys and wrong values stop the start with a sentence that names the key.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, SecretStr, ValidationError
+from pydantic import Field, PositiveInt, SecretStr
 
-from openhqm.errors import SettingsError
 from openhqm.settings import Area, LogSettings, Port, PositiveSeconds, Seconds
-from openhqm.settings_file import read_file
 from openhqm_operator.certificates.keeper import CertificateSettings
 from openhqm_operator.injecting.platform_settings import Platform
 
@@ -78,16 +75,3 @@ class OperatorSettings(Area):
     )
     drain_seconds: Seconds = Field(10.0, description="What is under way at SIGTERM may take this long.")
     log: LogSettings = Field(default_factory=LogSettings)
-
-
-def load(path: Path) -> OperatorSettings:
-    """Read the settings file.
-
-    Raises:
-        SettingsError: one line that names the key and what is wrong with it.
-    """
-    try:
-        return OperatorSettings.model_validate(read_file(path, os.environ))
-    except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise SettingsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import copy
+import os
 import sys
 import time
 import uuid
@@ -30,6 +31,7 @@ import structlog
 
 from openhqm import logs
 from openhqm.errors import SettingsError
+from openhqm.settings_file import load_file
 from openhqm_operator.api import names
 from openhqm_operator.kube.cache import Cache
 from openhqm_operator.kube.client import Kube
@@ -49,7 +51,7 @@ from openhqm_operator.kube.resources import (
 )
 from openhqm_operator.kube.watching import Informer
 from openhqm_operator.noticing.triggers import build_informers, caches_of
-from openhqm_operator.operator_settings import OperatorSettings, load
+from openhqm_operator.operator_settings import OperatorSettings
 from openhqm_operator.reconciling.observe import Observer
 from openhqm_operator.reconciling.observed import Observed, Options
 from openhqm_operator.reconciling.reconcile import Reconciler, Work
@@ -262,7 +264,7 @@ def main() -> NoReturn:
     parser.add_argument("--kubeconfig", type=Path, help="log in by this file instead of the Pod's account")
     given = parser.parse_args()
     try:
-        settings = load(given.config)
+        settings = load_file(OperatorSettings, given.config, os.environ)
         logs.configure(settings.log)
         release = Release(given.webhook, given.operator, given.drain_seconds)
         asyncio.run(_run(settings, release, given.kubeconfig))

@@ -7,11 +7,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import yaml
+from pydantic import ValidationError
 
 from openhqm.errors import SettingsError
+from openhqm.invalid import describe
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -55,6 +57,28 @@ def read_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
         raise SettingsError(f"{path}: must be a mapping of areas")
     expanded: dict[str, Any] = _expand(data, path, environ)
     return expanded
+
+
+class FileSettings(Protocol):
+    """A model of a settings file."""
+
+    @classmethod
+    def model_validate(cls, obj: Any, /) -> Self: ...
+
+
+Settings = TypeVar("Settings", bound=FileSettings)
+
+
+def load_file(model: type[Settings], path: Path, environ: Mapping[str, str]) -> Settings:
+    """Read the settings of a process that has no other source.
+
+    Raises:
+        SettingsError: one line that names the file, the key and what is wrong with it.
+    """
+    try:
+        return model.model_validate(read_file(path, environ))
+    except ValidationError as exc:
+        raise SettingsError(f"{path}: {describe(exc)}") from exc
 
 
 def _expand(node: Any, path: Path, environ: Mapping[str, str]) -> Any:

@@ -28,10 +28,11 @@ from tests.charts.rendering import (
     without_secrets,
 )
 
-from openhqm_operator import operator_settings
+from openhqm.settings_file import load_file
 from openhqm_operator.api import names
 from openhqm_operator.certificates.rotation import Mode
-from openhqm_operator.webhook import settings as injector_settings
+from openhqm_operator.operator_settings import OperatorSettings
+from openhqm_operator.webhook.settings import InjectorSettings
 
 ROOT = CHART.parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -193,8 +194,8 @@ def test_settings_are_what_the_processes_read(
     injector.write_text(find(objects, "ConfigMap", "openhqm-injector")["data"]["injector.yaml"])
     operator.write_text(find(objects, "ConfigMap", "openhqm-operator")["data"]["operator.yaml"])
 
-    platform = injector_settings.load(injector).platform
-    settings = operator_settings.load(operator)
+    platform = load_file(InjectorSettings, injector, os.environ).platform
+    settings = load_file(OperatorSettings, operator, os.environ)
 
     assert platform.image
     assert settings.gateway == (platform if _has_gateways(variant) else None)

@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from openhqm import __version__
+from openhqm.invalid import first_problem
 from openhqm_operator.api.names import (
     INJECTED_ANNOTATION,
     INTERCEPT_PORT,
@@ -118,10 +119,11 @@ def read_spec(proxy: Mapping[str, Any]) -> Spec:
     try:
         return Spec.model_validate(spec_in_force(proxy))
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(("spec", *(str(part) for part in first["loc"])))
-        message = f"AsyncProxy {proxy['metadata']['name']}: {place}: {first['msg']}"
-        raise NotInjectable("InvalidProxy", message) from exc
+        place, message = first_problem(exc)
+        where = f"spec.{place}" if place else "spec"
+        raise NotInjectable(
+            "InvalidProxy", f"AsyncProxy {proxy['metadata']['name']}: {where}: {message}"
+        ) from exc
 
 
 def read_intercept(proxy: Mapping[str, Any]) -> InterceptType:

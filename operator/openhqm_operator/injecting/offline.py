@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from openhqm import __version__
 from openhqm.errors import OpenHQMError
+from openhqm.invalid import describe
 from openhqm_operator.api import names
 from openhqm_operator.api.annotations import AnnotationsInvalid, is_enabled, read_annotations
 from openhqm_operator.api.spec import KIND, InterceptType, Spec, TargetKind
@@ -169,8 +170,7 @@ class _Injection:
         try:
             problem = problem_of(Spec.model_validate(spec))
         except ValidationError as exc:
-            first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            problem = describe(exc)
         if problem:
             raise InjectFailed(
                 f"AsyncProxy {name} of {workload['kind']} {workload['metadata']['name']}: {problem}"

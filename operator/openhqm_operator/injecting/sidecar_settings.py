@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from openhqm.errors import SettingsError
+from openhqm.invalid import first_problem
 from openhqm.routes import Routes
 from openhqm.settings import Settings
 from openhqm_operator.api.names import queue_name
@@ -36,9 +37,8 @@ def problem_of(spec: Spec) -> str | None:
     try:
         Routes(Settings.model_validate(_settings(spec, "any")).routes)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return f"{place}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+        place, message = first_problem(exc)
+        return f"{place}: {message.removeprefix('Value error, ')}".removeprefix(": ")
     except SettingsError as exc:
         return str(exc)
     return None

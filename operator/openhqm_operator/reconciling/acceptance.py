@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from openhqm.invalid import first_problem
 from openhqm_operator.api import names
 from openhqm_operator.api.annotations import AnnotationsInvalid, is_enabled, read_annotations
 from openhqm_operator.api.spec import InterceptType, ScalingMode, SecretRef, Spec, TargetKind
@@ -115,11 +116,10 @@ def read_spec(proxy: Mapping[str, Any]) -> Spec:
     try:
         return Spec.model_validate(proxy["spec"])
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place, message = first_problem(exc)
         raise Refusal(
             "InvalidSpec",
-            f"spec.{place}: {first['msg']}. If the API server admitted it, the definition of AsyncProxy and "
+            f"spec.{place}: {message}. If the API server admitted it, the definition of AsyncProxy and "
             "the operator are of different versions: upgrade the older one.",
         ) from exc
 

@@ -16,6 +16,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from openhqm.invalid import first_problem
+
 LONG_SECONDS = 60.0
 """The mean arrival rate is taken over this long."""
 
@@ -96,9 +98,8 @@ def read_figures(body: bytes) -> Figures:
     try:
         return Figures.model_validate_json(body)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise BadFigures(f"/stats: {where}: {first['msg']}") from exc
+        place, message = first_problem(exc)
+        raise BadFigures(f"/stats: {place or 'the body'}: {message}") from exc
 
 
 @dataclass(frozen=True, slots=True)

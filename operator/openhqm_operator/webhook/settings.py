@@ -9,14 +9,11 @@ Unknown keys and wrong values stop the start with a sentence that names the key.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from openhqm.errors import SettingsError
 from openhqm.settings import Area, LogSettings, Port, Seconds
-from openhqm.settings_file import read_file
 from openhqm_operator.injecting.platform_settings import Platform
 
 
@@ -39,16 +36,3 @@ class InjectorSettings(Area):
         (), description="Namespaces whose AsyncProxies are watched; empty: all of them."
     )
     log: LogSettings = Field(default_factory=LogSettings)
-
-
-def load(path: Path) -> InjectorSettings:
-    """Read the settings file.
-
-    Raises:
-        SettingsError: one line that names the key and what is wrong with it.
-    """
-    try:
-        return InjectorSettings.model_validate(read_file(path, os.environ))
-    except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise SettingsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc

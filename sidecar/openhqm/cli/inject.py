@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import secrets
 import sys
 from collections.abc import Iterator
@@ -49,12 +50,16 @@ def inject(
     """Print manifests with the sidecar in every workload that asks for it, as the webhook puts it there."""
     import yaml
 
+    from openhqm.settings_file import load_file
     from openhqm_operator.api.spec import InterceptType
     from openhqm_operator.injecting.offline import DEFAULT_IMAGE, inject_documents
     from openhqm_operator.injecting.platform_settings import Platform
-    from openhqm_operator.webhook.settings import load
+    from openhqm_operator.webhook.settings import InjectorSettings
 
-    platform = load(config).platform if config else Platform(image=image or DEFAULT_IMAGE)
+    if config:
+        platform = load_file(InjectorSettings, config, os.environ).platform
+    else:
+        platform = Platform(image=image or DEFAULT_IMAGE)
     output = inject_documents(
         [document for path in files for document in _documents(path)],
         platform,

@@ -23,12 +23,13 @@ from tests.operator.mounts import mount_pair
 from tests.operator.pods import PLATFORM, legacy, proxy
 
 from openhqm.errors import SettingsError
+from openhqm.settings_file import load_file
 from openhqm_operator.certificates.rotation import issue_leaf, make_authority
 from openhqm_operator.injecting.injection import inject
 from openhqm_operator.injector import Process
 from openhqm_operator.webhook import proxy_lookup
 from openhqm_operator.webhook.server import BODY_BYTES
-from openhqm_operator.webhook.settings import InjectorSettings, load
+from openhqm_operator.webhook.settings import InjectorSettings
 
 NOW = dt.datetime.now(dt.UTC)
 AUTHORITY = make_authority("test", NOW)
@@ -441,11 +442,13 @@ def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
     path.write_text("platform: {image: i, imagee: j}\n")
 
     with pytest.raises(SettingsError, match=r"platform\.imagee: Extra inputs are not permitted"):
-        load(path)
+        load_file(InjectorSettings, path, {})
 
 
 def test_the_settings_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "injector.yaml"
     path.write_text("platform: {image: i, pull_secrets: [a]}\nport: 8443\n")
 
-    assert (load(path).port, load(path).platform.pull_secrets) == (8443, ("a",))
+    settings = load_file(InjectorSettings, path, {})
+
+    assert (settings.port, settings.platform.pull_secrets) == (8443, ("a",))
