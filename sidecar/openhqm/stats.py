@@ -27,6 +27,7 @@ PREVIOUS_SECONDS = 1.0
 """For asking the previous store: the autoscaler must not miss all figures because that one is away."""
 
 _SMOOTHING = 0.1
+_DEAD_LETTERED = Happening.DEAD_LETTERED  # an enum takes 0.06 us to look a member up
 """Weight of the newest attempt in the mean duration: about the last twenty count."""
 
 
@@ -117,19 +118,16 @@ class Stats:
         self._mean_app_seconds: float | None = None
         self._busy_seconds = 0.0
         self._happened = lifecycle.happened
-        lifecycle.listen(self._learn, (Happening.ANSWERED, Happening.RETRIED))
-        lifecycle.listen(self._add_up, (Happening.ANSWERED, Happening.RETRIED, Happening.DEAD_LETTERED))
+        lifecycle.listen(self._learn, (Happening.ANSWERED, Happening.RETRIED, Happening.DEAD_LETTERED))
 
     def _learn(self, event: Event) -> None:
-        """Learn how long the app takes."""
-        if event.duration_seconds > 0:
+        """Learn how long the app takes, and add it up: with the completed requests that gives the app time
+        of one, repeated attempts included."""
+        seconds = event.duration_seconds
+        self._busy_seconds += seconds
+        if seconds > 0 and event.what is not _DEAD_LETTERED:
             mean = self._mean_app_seconds
-            step = 0.0 if mean is None else (event.duration_seconds - mean) * _SMOOTHING
-            self._mean_app_seconds = event.duration_seconds if mean is None else mean + step
-
-    def _add_up(self, event: Event) -> None:
-        """With the completed requests this gives the app time of one, repeated attempts included."""
-        self._busy_seconds += event.duration_seconds
+            self._mean_app_seconds = seconds if mean is None else mean + (seconds - mean) * _SMOOTHING
 
     def sampled(self, lane: Lane, counts: Counts | None) -> None:
         """Learn from a sample of the counts; None says that the store is away."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class State(enum.StrEnum):
@@ -345,8 +345,7 @@ class Want(enum.Flag):
     REQUEST = enum.auto()
 
 
-@dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
-class Change:
+class Change(NamedTuple):
     """A record reached *state*."""
 
     id: bytes

@@ -165,7 +165,7 @@ class Leasing:
         figures.states[RUNNING] += len(leases)
         figures.ready -= len(leases)
         running, name = STATES[RUNNING], LANES[lane]
-        books.changes += [Change(lease.id, running, name) for lease in leases]
+        books.changes += [_new_tuple(Change, (lease.id, running, name, "")) for lease in leases]
 
     # -- for how long
 
@@ -175,22 +175,20 @@ class Leasing:
 
     def _extend(self, id: bytes, epoch: int, until: float) -> Extension:
         books = self._books
-        leased = self.holder(id, epoch)
-        if leased is None:
+        leased = books.leases.get(id)
+        if leased is None or leased.epoch != epoch:
+            self.refuse(id)
             return Extension.LOST
         books.leases[id] = leased._replace(until=until)
         books.lapses_at = min(books.lapses_at, until)
         return Extension.CANCEL_REQUESTED if leased.cancel_requested else Extension.HELD
 
-    def holder(self, id: bytes, epoch: int) -> Leased | None:
-        """The record, if *epoch* is its current lease; otherwise the refusal is counted."""
+    def refuse(self, id: bytes) -> None:
+        """Count that somebody came with a lease that is not the current one."""
         books = self._books
         leased = books.leases.get(id)
-        if leased is not None and leased.epoch == epoch:
-            return leased
         if leased is not None:
             lane = leased.lane
         else:
             [lane] = books.one("SELECT lane FROM records WHERE id = ?", id) or (0,)
         books.figures[lane].stale += 1
-        return None
