@@ -221,6 +221,8 @@ class Egress:
         self._take_over(settings)
         self._breaker.apply(settings.breaker)
         self._dispatcher.apply(slots=settings.egress.concurrency, lease_seconds=settings.egress.lease_seconds)
+        if self.paused:
+            self._dispatcher.give_back()
 
     def _take_over(self, settings: Settings) -> None:
         now = time.monotonic()
@@ -241,6 +243,11 @@ class Egress:
     def in_flight(self) -> int:
         """Attempts under way, of at most `concurrency`."""
         return self._dispatcher.in_flight
+
+    @property
+    def ahead(self) -> int:
+        """Requests leased that wait for a slot."""
+        return self._dispatcher.ahead
 
     @property
     def breaker_state(self) -> BreakerState:
@@ -417,7 +424,8 @@ class Egress:
         elif not self._budget.allows_retry(now):
             return self._release(held, self._policy.backoff_seconds(lease.attempt, self._jitter()))
         attempt.envelope = envelope = Envelope.decode(lease.envelope)
-        attempt.runner = self._runners.get(envelope.target.partition(":")[0])
+        target = envelope.target
+        attempt.runner = self._runners.get(target) or self._runners.get(target.partition(":")[0])
         if attempt.runner is None:
             return self._give_up(held, Reason.UNKNOWN_TARGET, sent=False)
         return None if self._breaker.state is _CLOSED else self._pass_breaker(held)

@@ -81,8 +81,8 @@ class SharingEgress(Egress):
 
     @property
     def in_use(self) -> int:
-        """Slots that hold an attempt or may at any moment."""
-        return self.in_flight + self._asked
+        """Slots that hold an attempt or will."""
+        return self.in_flight + self.ahead + self._asked
 
     def permits(self, wanted: int, now: float) -> tuple[int, float | None]:
         due = self._backlog.due

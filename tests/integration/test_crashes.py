@@ -17,9 +17,9 @@ pytestmark = pytest.mark.crash
 
 ACCEPTED = 1000
 CONCURRENCY = 8
-AT_RISK = CONCURRENCY + 64
-"""Most requests whose outcome one kill can leave unknown: those in flight, and those whose result waits
-for its commit (`dispatcher.py` holds at most that many)."""
+AT_RISK = 2 * CONCURRENCY + 64
+"""Most requests whose outcome one kill can leave unknown: those in flight, those leased ahead of a slot, and
+those whose result waits for its commit (`dispatcher.py` holds at most that many)."""
 STEPS_BEFORE_SENDING = ["claimed"]
 STEPS_WHILE_SENT = ["sent-head", "sent-body", "got-head", "got-body", "before-store"]
 STEPS_AFTER_STORING = ["after-store"]
