@@ -63,15 +63,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build_admin_app(
-    settings: Settings, store: Store, stats: Stats, lifecycle: Lifecycle, mint: IdMint
+    settings: Callable[[], Settings], store: Store, stats: Stats, lifecycle: Lifecycle, mint: IdMint
 ) -> web.Application:
     """Build the admin server's application.
 
     Args:
+        settings: those in force; hot ones change while the process runs.
         mint: gives replays their ids.
     """
     admin = _Admin(settings, store, stats, lifecycle, mint)
-    app = web.Application(middlewares=[errors_as_problems, guard(settings.admin.host)])
+    app = web.Application(middlewares=[errors_as_problems, guard(settings().admin.host)])
     app.add_routes(
         [
             web.get("/admin/v1/stats", admin.stats),
@@ -174,7 +175,12 @@ def _problem(kind: Kind, detail: str) -> web.Response:
 
 class _Admin:
     def __init__(
-        self, settings: Settings, store: Store, stats: Stats, lifecycle: Lifecycle, mint: IdMint
+        self,
+        settings: Callable[[], Settings],
+        store: Store,
+        stats: Stats,
+        lifecycle: Lifecycle,
+        mint: IdMint,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -186,7 +192,7 @@ class _Admin:
         return json_response(await self._stats.read())
 
     async def settings(self, _: web.Request) -> web.Response:
-        return json_response(in_force(self._settings))
+        return json_response(in_force(self._settings()))
 
     async def requests(self, request: web.Request) -> web.Response:
         return await self._page(request, _states(request))
@@ -263,7 +269,7 @@ class _Admin:
         replayed: list[dict[str, str]] = []
         refused: list[str] = []
         async for ids in self._chosen(request, replayed=False):
-            replays = [Replay(id, self._mint(), self._settings.queue.max_age_seconds) for id in ids]
+            replays = [Replay(id, self._mint(), self._settings().queue.max_age_seconds) for id in ids]
             for replay, done in zip(replays, await self._store.replay(replays), strict=True):
                 if done:
                     replayed.append({"id": id_text(replay.id), "new_id": id_text(replay.new_id)})

@@ -14,11 +14,14 @@ from openhqm.stores.base import Counts, Lane
 
 MAX_RETRY_AFTER_SECONDS = 300
 _SMOOTHING = 0.3
-"""Weight of the newest second in the rate: follows a change of pace within a few seconds."""
+"""Weight of the newest measurement in the rate: follows a change of pace within a few seconds."""
 
 
 class DrainRate:
-    """Finished requests per second, and what follows from it.
+    """Finished requests per second of those that had to wait, and what follows from it.
+
+    Only the time between two samples that both found work counts: while nothing waits, as many finish as
+    arrive, which says nothing of how fast the app could be.
 
     Args:
         clock: monotonic seconds.
@@ -28,6 +31,7 @@ class DrainRate:
         self._clock = clock
         self._ended: int | None = None
         self._observed_at = 0.0
+        self._was_busy = False
         self.backlog = 0
         self.per_second: float | None = None
 
@@ -41,11 +45,13 @@ class DrainRate:
     def _observe(self, counts: Counts) -> None:
         now = self._clock()
         ended = counts.done + counts.failed + counts.cancelled + counts.expired
-        if self._ended is not None and now > self._observed_at:
+        is_busy = counts.backlog > counts.delayed
+        if self._ended is not None and now > self._observed_at and is_busy and self._was_busy:
             rate = max(ended - self._ended, 0) / (now - self._observed_at)
             known = self.per_second
             self.per_second = rate if known is None else known + (rate - known) * _SMOOTHING
-        self._ended, self._observed_at, self.backlog = ended, now, counts.backlog
+        self._ended, self._observed_at, self._was_busy = ended, now, is_busy
+        self.backlog = counts.backlog
 
     def eta_seconds(self, position: int | None) -> float | None:
         """Return when a record with *position* others ahead will be run; None when not known."""

@@ -264,7 +264,7 @@ class Ingress:
         id = self._acceptor.new_id()
         callback = self._acceptor.callback(id, control)
         awaits = expects_continue(request)
-        if self._is_large(request, inbound):
+        if awaits or self._is_large(request, inbound):
             await self._acceptor.check_room(inbound.declared or 0)
         if awaits:
             await send_continue(request)
@@ -371,7 +371,7 @@ def validate(head: Head, raw_path: str, peer: str) -> Inbound:
     target = raw_path.encode("utf-8", "surrogateescape")
     if version != HttpVersion11 and version != HttpVersion10:
         raise NotSupported("only HTTP/1.1 and HTTP/1.0 are served")
-    if _TARGET.fullmatch(target) is None:
+    if _TARGET.fullmatch(target) is None or method == b"CONNECT":
         raise _bad_target(method, target)
     _check_host(headers.get(hdrs.HOST), required=version == HttpVersion11)
     coding = headers.get(hdrs.TRANSFER_ENCODING)

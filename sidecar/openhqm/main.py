@@ -304,7 +304,7 @@ class Process:
         health, admin = settings.health, settings.admin
         runner, stats.ports["health"] = await listen(health_app, "health", health.host, health.port)
         stack.push_async_callback(runner.cleanup)
-        admin_app = build_admin_app(settings, store, stats, self._lifecycle, IdMint())
+        admin_app = build_admin_app(lambda: self._settings, store, stats, self._lifecycle, IdMint())
         runner, stats.ports["admin"] = await listen(admin_app, "admin", admin.host, admin.port)
         stack.push_async_callback(runner.cleanup)
         if front is not None:
@@ -320,6 +320,13 @@ class Process:
             mode=self._settings.mode,
             **{f"{name}_port": port for name, port in stats.ports.items()},
         )
+        if self._settings.mode != "combined" and not store.abilities.shared:
+            log.warning(
+                "store.not_shared",
+                mode=self._settings.mode,
+                hint="no other process can use this store while this one does: what is accepted here waits "
+                "until a process with mode combined or egress opens it",
+            )
 
     async def _guard(self, name: str, loop: Loop) -> None:
         """Run a loop that must last as long as the process; its end starts the drain."""

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from pydantic import BaseModel
@@ -20,6 +21,8 @@ from openhqm.errors import SettingsError
 from openhqm.settings import Settings, is_structural
 
 LOOK_SECONDS = 2.0
+
+Model = TypeVar("Model", bound=BaseModel)
 
 log = structlog.get_logger("openhqm.reloading")
 
@@ -70,9 +73,10 @@ class Reloader:
         waiting = sorted(structural_changes(self._settings, wanted))
         if waiting:
             log.warning("settings.need_restart", settings=waiting)
-        if wanted != self._settings:
-            self._settings = wanted
-            self._apply(wanted)
+        in_force = with_hot(self._settings, wanted)
+        if in_force != self._settings:
+            self._settings = in_force
+            self._apply(in_force)
             log.info("settings.applied")
         self.digest = digest
 
@@ -100,3 +104,15 @@ def structural_changes(before: BaseModel, after: BaseModel, area: str = "") -> I
             yield from structural_changes(old, new, f"{area}{name}.")
         elif old != new and is_structural(field):
             yield f"{area}{name}"
+
+
+def with_hot(before: Model, wanted: Model) -> Model:
+    """Return *before* with the hot settings of *wanted*: what is in force when those are taken over."""
+    kept: dict[str, object] = {}
+    for name, field in type(before).model_fields.items():
+        old, new = getattr(before, name), getattr(wanted, name)
+        if isinstance(old, BaseModel) and isinstance(new, BaseModel):
+            kept[name] = with_hot(old, new)
+        elif is_structural(field):
+            kept[name] = old
+    return wanted.model_copy(update=kept)

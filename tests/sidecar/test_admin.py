@@ -66,7 +66,7 @@ async def desk() -> AsyncIterator[Desk]:
     lifecycle.listen(events.append)
     settings = load(environ={}, flags={"handle": {"keys": ["hunter2-hunter2-hunter2"]}})
     stats = Stats(store, None, lifecycle)
-    app = build_admin_app(settings, store, stats, lifecycle, IdMint())
+    app = build_admin_app(lambda: settings, store, stats, lifecycle, IdMint())
     async with TestClient(TestServer(app)) as client:
         yield Desk(store, client, events)
 

@@ -83,7 +83,7 @@ async def running() -> AsyncIterator[Running]:
     store = MemoryStore(Options())
     await store.open()
     stats = Stats(store, None, Lifecycle())
-    async with TestServer(build_admin_app(Settings(), store, stats, Lifecycle(), IdMint())) as server:
+    async with TestServer(build_admin_app(Settings, store, stats, Lifecycle(), IdMint())) as server:
         yield Running(store, stats, f"http://127.0.0.1:{server.port}")
 
 

@@ -45,6 +45,30 @@ def test_an_app_that_stands_still_has_no_eta():
     assert (rate.eta_seconds(4), rate.retry_after_seconds()) == (None, 1)
 
 
+def test_quiet_seconds_say_nothing_of_how_fast_the_app_is():
+    clock = Clock()
+    rate = DrainRate(clock)
+    rate.sampled(Lane.REQUESTS, Counts(queued=100))
+    clock.now += 1
+    rate.sampled(Lane.REQUESTS, Counts(queued=90, done=10))
+    for done in (100, 101, 101, 102):
+        clock.now += 60
+        rate.sampled(Lane.REQUESTS, Counts(done=done))
+
+    assert rate.per_second == 10.0
+    assert rate.retry_after_seconds() == 1
+
+
+def test_what_waits_for_its_time_keeps_no_app_busy():
+    clock = Clock()
+    rate = DrainRate(clock)
+    for _ in range(3):
+        rate.sampled(Lane.REQUESTS, Counts(queued=5, delayed=5))
+        clock.now += 1
+
+    assert rate.per_second is None
+
+
 def test_callbacks_say_nothing_about_requests():
     rate = DrainRate(Clock())
 

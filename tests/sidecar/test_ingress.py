@@ -386,6 +386,16 @@ class TestBodies:
             assert (got.status, got[b"openhqm-error"], got[b"connection"]) == (408, b"body-timeout", b"close")
             assert await port.stored() == []
 
+    async def test_a_small_body_is_not_asked_for_either_when_there_is_no_room(self):
+        async with intercepting(queue={"max_backlog": 1}) as port:
+            await port.send(post(b"/a"))
+            connection = await port.connect()
+            connection.write(get(b"/", b"Expect: 100-continue", b"Content-Length: 3", method=b"POST"))
+            got = await connection.answer()
+            await connection.close()
+
+            assert (got.status, got[b"openhqm-error"]) == (503, b"backlog-full")
+
     async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(self):
         async with intercepting(**SMALL) as port:
             connection = await port.connect()

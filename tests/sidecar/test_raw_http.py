@@ -136,6 +136,7 @@ REQUEST_LINES = {
     "asterisk": bad_line(b"OPTIONS * HTTP/1.1", 501),
     "asterisk of GET": bad_line(b"GET * HTTP/1.1"),
     "CONNECT": bad_line(b"CONNECT x:80 HTTP/1.1", 501),
+    "CONNECT to a path": bad_line(b"CONNECT /a HTTP/1.1", 501),
     "too long a target": bad_line(b"GET /" + LONG + b" HTTP/1.1", 414),
     "no version": bad_line(b"GET /", 501),
     "HTTP/0.9": bad_line(b"GET / HTTP/0.9", 501),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.sidecar import virtual_time
 
-from openhqm.reloading import Reloader, structural_changes
+from openhqm.reloading import Reloader, structural_changes, with_hot
 from openhqm.settings import Settings, load
 
 
@@ -68,6 +68,24 @@ def test_structural_changes_are_named():
     after = load(flags={"ingress": {"port": 1, "max_wait_seconds": 5}, "mode": "ingress"}, environ={})
 
     assert sorted(structural_changes(before, after)) == ["ingress.port", "mode"]
+
+
+def test_structural_settings_stay_as_they_were():
+    before = load(environ={})
+    wanted = load(
+        flags={
+            "ingress": {"port": 1, "max_wait_seconds": 5},
+            "mode": "ingress",
+            "routes": [{"action": "queue", "priority": 3}],
+        },
+        environ={},
+    )
+
+    in_force = with_hot(before, wanted)
+
+    assert (in_force.ingress.port, in_force.mode) == (before.ingress.port, before.mode)
+    assert in_force.ingress.max_wait_seconds == 5
+    assert in_force.routes == wanted.routes
 
 
 def test_which_file_is_in_force_can_be_told(tmp_path: Path):
