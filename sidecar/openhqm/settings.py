@@ -236,7 +236,11 @@ class RouteMatch(Area):
     path: str | None = Field(None, description="The path must equal this (without the query).")
     prefix: str | None = Field(None, description="The path must start with this.")
     regex: str | None = Field(None, description="The whole path must match this regular expression.")
-    headers: tuple[HeaderMatch, ...] = Field((), description="Header conditions.")
+    headers: tuple[HeaderMatch, ...] = Field(
+        (),
+        description="Header conditions, each {name: ..., exact: ...}; without exact being there is enough. "
+        "All must hold.",
+    )
 
     @field_validator("regex")
     @classmethod
@@ -296,7 +300,11 @@ class IngressSettings(Area):
     port: Port = Field(
         8000, description="Intercept port; 0 picks a free one.", json_schema_extra={"structural": True}
     )
-    max_body_bytes: PositiveInt = Field(64 * MiB, description="Largest request body; beyond it 413.")
+    max_body_bytes: PositiveInt = Field(
+        64 * MiB,
+        description="Largest body of a request that is queued or submitted; beyond it 413. What passes "
+        "straight through has no limit.",
+    )
     max_wait_seconds: Seconds = Field(60.0, description="Upper bound of Prefer: wait and ?wait=.")
     body_timeout_seconds: PositiveSeconds = Field(
         60.0,
@@ -396,10 +404,16 @@ class BreakerSettings(Area):
     """When to leave a failing app alone."""
 
     failures: PositiveInt = Field(
-        5, description="Refused or lost connections in a row that open the breaker."
+        5,
+        description="Refused or lost connections in a row that open the breaker. It also opens when half of "
+        "a window of 32 attempts ended so, timed out or were answered 502, 503 or 504; then the next "
+        "window begins. Only attempts of queued requests count.",
     )
     open_seconds: PositiveSeconds = Field(
-        1.0, description="First pause before a probe; doubles up to max_open_seconds while probes fail."
+        1.0,
+        description="First pause before a probe; doubles up to max_open_seconds while probes fail. A probe "
+        "that is answered 502, 503 or 504, or too late, has failed too; one of the health path by anything "
+        "but 200 to 399.",
     )
     max_open_seconds: PositiveSeconds = Field(30.0, description="Longest pause between probes.")
 
@@ -462,9 +476,9 @@ class CallbackSettings(Area):
 
     allowed_hosts: tuple[str, ...] = Field(
         (),
-        description="Host names, *.suffixes or CIDRs a callback may go to; empty refuses callbacks. A "
-        "CIDR also permits "
-        "private addresses inside it.",
+        description="Where callbacks may go: host, *.suffix (not the suffix itself) or CIDR; empty refuses "
+        "callbacks. A name permits its scheme's port, name:port that one, name:* all; a CIDR permits all "
+        "ports, and private addresses inside it. Only public addresses are dialled otherwise.",
     )
     signing_secrets: tuple[SecretStr, ...] = Field(
         (),
