@@ -24,10 +24,11 @@ epoch), R3.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -44,7 +45,7 @@ CALLS = 2
 free slots, and the other for none."""
 
 AHEAD_SECONDS = 1.0
-"""A lease that waited longer for a slot is given back when leases are renewed: the app has come to a halt."""
+"""A lease that waited that long for a slot is given back: the app has come to a halt, or nearly."""
 
 SETTLE_BATCH = 512
 STORE_BACKOFF_SECONDS = 0.05
@@ -173,6 +174,9 @@ class Dispatcher:
         self._ahead: deque[Held] = deque()
         """Leased, and begun as soon as there is a slot."""
         self._lookahead = Lookahead()
+        self.looks_ahead = True
+        """Whether leases are taken ahead. Not with a rate: permits count when they are taken."""
+        self._ahead_timer: asyncio.TimerHandle | None = None
         self._running = 0
         self._timed: Held | None = None
         """The attempt whose length is being measured: one at a time will do."""
@@ -205,7 +209,18 @@ class Dispatcher:
     @property
     def _most_leased(self) -> int:
         """Attempts under way and leases that wait for a slot, together."""
-        return self.slots + self._lookahead.most(self.slots)
+        if not self.looks_ahead:
+            return self.slots
+        under_way = 0.0 if self._timed is None else self._now() - self._timed_from
+        return self.slots + self._lookahead.most(self.slots, under_way)
+
+    @property
+    def _overdue(self) -> float:
+        """A lease last renewed before this may soon be another's.
+
+        The last third is left for the interruption itself: after it another process may run the record.
+        """
+        return self._now() - self._lease_seconds * 2 / 3
 
     @property
     def _most_held(self) -> int:
@@ -226,7 +241,10 @@ class Dispatcher:
                 for _ in range(CALLS):
                     self._start(self._dispatch())
                     self._start(self._settle_results())
-                await self._drained.wait()
+                try:
+                    await self._drained.wait()
+                finally:
+                    self._ahead.clear()  # if it was cancelled: what ends now must begin nothing
                 for task in self._tasks:
                     task.cancel()
         finally:
@@ -245,6 +263,7 @@ class Dispatcher:
         self._lease_seconds = lease_seconds
         self._renew_now.set()
         self._wake.set()
+        self._begin()
 
     def _start(self, loop: Coroutine[Any, Any, None]) -> None:
         assert self._group is not None
@@ -362,9 +381,21 @@ class Dispatcher:
             self._worker.taken(batch)
             self._ahead.extend(batch)
             self._begin()
+            if self._ahead and self._ahead_timer is None:
+                self._ahead_timer = asyncio.get_running_loop().call_later(AHEAD_SECONDS, self._release_old)
         else:  # that changed while the lease call waited
             for held in batch:
                 self._release(held)
+
+    def _release_old(self) -> None:
+        """Give back what waited for `AHEAD_SECONDS`, and look again when the next will have."""
+        self._ahead_timer = None
+        while self._ahead and self._ahead[0].leased_at <= self._now() - AHEAD_SECONDS:
+            self._release(self._ahead.popleft())
+        if self._ahead:
+            self._ahead_timer = asyncio.get_running_loop().call_at(
+                self._ahead[0].leased_at + AHEAD_SECONDS, self._release_old
+            )
 
     def _release(self, held: Held) -> None:
         self._put(held, Release(held.lease.id, held.lease.epoch))
@@ -376,10 +407,13 @@ class Dispatcher:
         if self._is_beginning:
             return
         self._is_beginning = True
-        ahead, worker = self._ahead, self._worker
+        ahead, worker, overdue = self._ahead, self._worker, self._overdue
         try:
             while ahead and self._running < self.slots:
                 held = ahead.popleft()
+                if held.renewed_at < overdue:
+                    self._release(held)  # this process stood still; the store knows whether it is ours
+                    continue
                 self._running += 1
                 if self._timed is None:
                     self._timed, self._timed_from = held, self._now()
@@ -388,6 +422,8 @@ class Dispatcher:
                     if worker.begin(held):
                         continue
                 self.go_on(held)
+        except Exception as exc:
+            self._start(_raise(exc))  # `run` ends with it, whoever called
         finally:
             self._is_beginning = False
 
@@ -445,8 +481,6 @@ class Dispatcher:
         while True:
             await _within(wait_seconds, self._renew_now.wait())
             self._renew_now.clear()
-            while self._ahead and self._ahead[0].leased_at < self._now() - AHEAD_SECONDS:
-                self._release(self._ahead.popleft())
             wait_seconds = self._lease_seconds / (3 if await self._extend(self._now()) else 12)
 
     async def _extend(self, now: float) -> bool:
@@ -460,11 +494,26 @@ class Dispatcher:
             )
         except StoreUnavailable as exc:
             log.warning("store.unavailable", doing="extend", lane=self._lane.value, error=str(exc))
-            self._abandon_overdue(held_now)
+            with self._nothing_begins():
+                self._abandon_overdue(held_now)
             return False
-        for held, extension in zip(held_now, found, strict=True):
-            self._renewed(held, extension, now)
+        with self._nothing_begins():
+            for held, extension in zip(held_now, found, strict=True):
+                self._renewed(held, extension, now)
         return True
+
+    @contextlib.contextmanager
+    def _nothing_begins(self) -> Iterator[None]:
+        """While leases are judged one after the other, a slot that comes free is not for one that is next."""
+        self._is_beginning = True
+        try:
+            yield
+        finally:
+            self._is_beginning = False
+        for held in [held for held in self._ahead if held.stop is not None]:
+            self._ahead.remove(held)
+            self._release(held)  # never sent; the store knows why it was stopped
+        self._begin()
 
     def _renewed(self, held: Held, extension: Extension, now: float) -> None:
         if extension is Extension.LOST:
@@ -475,8 +524,7 @@ class Dispatcher:
             self._interrupt(held, Stop.CANCEL)
 
     def _abandon_overdue(self, held_now: Sequence[Held]) -> None:
-        # The last third is left for the interruption itself: after it another process may run the record.
-        overdue = self._now() - self._lease_seconds * 2 / 3
+        overdue = self._overdue
         for held in held_now:
             if held.renewed_at < overdue:
                 self._interrupt(held, Stop.LOST)
@@ -541,3 +589,7 @@ async def _finish(call: Coroutine[Any, Any, Result]) -> Result:
         if not task.cancelled():
             await asyncio.wait([task])
         raise
+
+
+async def _raise(error: Exception) -> None:
+    raise error

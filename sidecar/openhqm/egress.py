@@ -221,7 +221,7 @@ class Egress:
         self._take_over(settings)
         self._breaker.apply(settings.breaker)
         self._dispatcher.apply(slots=settings.egress.concurrency, lease_seconds=settings.egress.lease_seconds)
-        if self.paused:
+        if self.paused or settings.egress.rate_per_second:
             self._dispatcher.give_back()
 
     def _take_over(self, settings: Settings) -> None:
@@ -231,6 +231,7 @@ class Egress:
         """Statuses that say more than that the app answered."""
         self._budget = RetryBudget(settings.retry.budget_percent, now)
         self._rate = TokenBucket(settings.egress.rate_per_second, now)
+        self._dispatcher.looks_ahead = not settings.egress.rate_per_second
         self.paused = settings.egress.paused
         """Whether nothing is sent (`egress.paused`); what is in flight goes on."""
 
@@ -393,7 +394,7 @@ class Egress:
         if not held.sent:
             return Release(held.lease.id, held.lease.epoch)
         interrupted = AppConnectionLost("interrupted by the end of a drain")
-        return self._conclude(held, interrupted, now, now - held.leased_at)
+        return self._conclude(held, interrupted, now, now - held.notes.started_at)
 
     def committed(self, batch: Sequence[tuple[Held, Settlement]], accepted: Sequence[bool]) -> None:
         """Tell what happened, now that it is stored."""
@@ -417,6 +418,8 @@ class Egress:
         attempt: _Attempt = held.notes
         lease = held.lease
         attempt.started_at = now = self._now()
+        if self.paused:
+            return self._release(held, 0.0, reason="paused")
         if lease.deadline is not None and lease.deadline <= held.store_time + (now - held.leased_at):
             return self._finish(held, State.EXPIRED, Happening.EXPIRED, Reason.DEADLINE)
         if lease.attempt == 1:

@@ -466,6 +466,12 @@ class Connection(asyncio.Protocol):
             self._reading_paused = True
             self._transport.pause_reading()
 
+    def eof_received(self) -> None:
+        """The transport closes itself now; until `connection_lost` nobody may take it."""
+        if not self.is_busy:
+            self._closed = True
+            self._owner.forget(self)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
         self._owner.forget(self)

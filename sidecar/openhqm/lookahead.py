@@ -26,11 +26,16 @@ class Lookahead:
         self._attempt_seconds: float | None = None
         self._call_seconds: float | None = None
 
-    def most(self, slots: int) -> int:
-        """Leases to hold beyond those of *slots* attempts: at most as many again."""
+    def most(self, slots: int, under_way_seconds: float = 0.0) -> int:
+        """Leases to hold beyond those of *slots* attempts: at most as many again.
+
+        Args:
+            under_way_seconds: how long an attempt has been under way that has not ended: when an app comes to
+                a halt, nothing ends that could be learned from.
+        """
         if self._attempt_seconds is None or self._call_seconds is None:
             return 0
-        begun_per_second = slots / max(self._attempt_seconds, SHORTEST_ATTEMPT_SECONDS)
+        begun_per_second = slots / max(self._attempt_seconds, under_way_seconds, SHORTEST_ATTEMPT_SECONDS)
         return min(slots, round(2 * begun_per_second * self._call_seconds))
 
     def attempted(self, seconds: float) -> None:
