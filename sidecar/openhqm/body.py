@@ -44,7 +44,10 @@ class Limits:
     def from_settings(cls, settings: Settings, abilities: Abilities) -> Limits:
         return cls(
             max_bytes=settings.ingress.max_body_bytes,
-            inline_bytes=min(settings.store.spill_bytes, abilities.max_inline_bytes),
+            # Never above the limit: a body that came with its head is judged by this alone.
+            inline_bytes=min(
+                settings.store.spill_bytes, abilities.max_inline_bytes, settings.ingress.max_body_bytes
+            ),
             timeout_seconds=settings.ingress.body_timeout_seconds,
         )
 

@@ -316,6 +316,7 @@ class Process:
             app=self._settings.app.url,
             store=mask_url(self._settings.store.url.get_secret_value()),
             durability=store.abilities.durability.name.lower(),
+            why=store.abilities.why,
             queue=self._settings.queue.name,
             mode=self._settings.mode,
             **{f"{name}_port": port for name, port in stats.ports.items()},

@@ -14,7 +14,7 @@ from openhqm.errors import SettingsError
 from openhqm.handles import Handles
 from openhqm.settings import Settings
 from openhqm.stores import registry
-from openhqm.stores.base import Durability, Options, Store
+from openhqm.stores.base import Abilities, Durability, Options, Store
 
 HANDLE_SECRET = "handle-key"  # noqa: S105 - the name of a secret, not one
 HANDLE_KEY_BYTES = 32
@@ -42,7 +42,7 @@ async def open_store(settings: Settings) -> Store:
     store = _create(settings, settings.store.url)
     await store.open()
     try:
-        _require_durability(store.abilities.durability, settings.store.require_durability)
+        _require_durability(store.abilities, settings.store.require_durability)
     except SettingsError:
         await store.close()
         raise
@@ -72,12 +72,13 @@ def _create(settings: Settings, url: SecretStr) -> Store:
     return registry.create(url.get_secret_value(), store_options(settings), blobs_url)
 
 
-def _require_durability(found: Durability, required: str) -> None:
+def _require_durability(abilities: Abilities, required: str) -> None:
+    found = abilities.durability
     if found < Durability[required.upper()]:
         raise SettingsError(
             f"store.require_durability: {required} is required, but what this store commits survives only "
-            f"{found.name.lower()!r}; strengthen the store, or say store.require_durability: "
-            f"{max(found, Durability.NONE).name.lower()}"
+            f"{found.name.lower()!r} ({abilities.why}); strengthen the store, or say "
+            f"store.require_durability: {max(found, Durability.NONE).name.lower()}"
         )
 
 

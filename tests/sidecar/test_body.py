@@ -7,8 +7,10 @@ import asyncio
 import pytest
 from tests.sidecar import virtual_time
 
-from openhqm.body import MIN_BYTES_PER_SECOND, Patience
+from openhqm.body import MIN_BYTES_PER_SECOND, Limits, Patience
 from openhqm.errors import BodyTimeout
+from openhqm.settings import Settings
+from openhqm.stores.memory import MemoryStore
 
 TIMEOUT_SECONDS = 60.0
 
@@ -88,3 +90,10 @@ def test_much_at_once_does_not_buy_time_for_later() -> None:
 
 def test_a_client_does_not_pay_for_our_own_slowness() -> None:
     assert seconds_read(0.01, MIN_BYTES_PER_SECOND, 100, work_seconds=100) == pytest.approx(10_001)
+
+
+def test_nothing_above_the_limit_counts_as_small():
+    """What came whole with its head is judged by `inline_bytes` alone."""
+    settings = Settings.model_validate({"ingress": {"max_body_bytes": 9}})
+
+    assert Limits.from_settings(settings, MemoryStore.abilities).inline_bytes == 9

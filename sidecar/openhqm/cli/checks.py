@@ -38,9 +38,11 @@ async def _store(settings: Settings) -> Finding:
         store = await open_store(settings)
     except (SettingsError, StoreUnavailable) as exc:
         return Finding("store", False, f"{shown}: {exc}")
-    durability = store.abilities.durability
+    abilities = store.abilities
     await store.close()
-    return Finding("store", True, f"{shown}: durability {durability.name.lower()}")
+    return Finding(
+        "store", True, f"{shown}: durability {abilities.durability.name.lower()} ({abilities.why})"
+    )
 
 
 async def _previous(settings: Settings, url: str) -> Finding:

@@ -89,6 +89,8 @@ class Abilities:
     """Several processes may open it at once."""
     max_inline_bytes: int
     """Bodies above this must be blobs."""
+    why: str = ""
+    """What the durability follows from, for people: the server's settings, or the URL's."""
 
 
 @dataclass(frozen=True, slots=True)

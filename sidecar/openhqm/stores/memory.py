@@ -126,7 +126,9 @@ class MemoryStore:
         blobs: where large bodies go.
     """
 
-    abilities = Abilities(Durability.NONE, shared=False, max_inline_bytes=MAX_INLINE_BYTES)
+    abilities = Abilities(
+        Durability.NONE, shared=False, max_inline_bytes=MAX_INLINE_BYTES, why="it ends with the process"
+    )
 
     def __init__(self, options: Options, blobs: Blobs | None = None, clock: Clock | None = None) -> None:
         self.blobs: Blobs = blobs or MemoryBlobs()

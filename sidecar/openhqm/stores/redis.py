@@ -99,7 +99,6 @@ class RedisStore:
 
     def __init__(self, url: str, options: Options, blobs: Blobs | None = None) -> None:
         self.abilities = Abilities(Durability.UNKNOWN, shared=True, max_inline_bytes=1024 * 1024)
-        self.description = ""
         self._prefix = b"openhqm:{%b}:" % options.queue.encode()
         self._options = options
         self._are_blobs_elsewhere = blobs is not None
@@ -177,10 +176,10 @@ class RedisStore:
             if found:
                 config[name] = found[1].decode()
         durability, reason = judge_durability(config, info)
-        self.abilities = Abilities(durability, shared=True, max_inline_bytes=1024 * 1024)
         product = "Valkey" if "valkey_version" in info else "Redis"
         version = info.get("valkey_version") or info.get("redis_version", "?")
-        self.description = f"{product} {version} ({self._target}, queue {self._options.queue}; {reason})"
+        why = f"{product} {version}, {reason}"
+        self.abilities = Abilities(durability, shared=True, max_inline_bytes=1024 * 1024, why=why)
 
     async def close(self) -> None:
         self._closed = True

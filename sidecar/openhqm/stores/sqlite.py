@@ -94,7 +94,8 @@ class SqliteStore:
         clock: Clock | None = None,
     ) -> None:
         durability = Durability.POWER if synchronous == "FULL" else Durability.PROCESS
-        self.abilities = Abilities(durability, shared=False, max_inline_bytes=MAX_INLINE_BYTES)
+        why = f"synchronous {synchronous}"
+        self.abilities = Abilities(durability, shared=False, max_inline_bytes=MAX_INLINE_BYTES, why=why)
         self.blobs: Blobs = blobs or FileBlobs(path.with_name(path.name + ".blobs"))
         self._path = path
         self._options = options
