@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+
+def problems(error: ValidationError) -> list[ErrorDetails]:
+    """Return all problems, in the words of whoever refused, without the values: one may be a secret."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    for problem in found:
+        problem["msg"] = problem["msg"].removeprefix("Value error, ")
+    return found
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:
-    """Return the place of the first problem, dots between its parts, empty for the whole, and what is wrong.
-
-    The value is left out: it may be a secret.
-    """
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    """Return the place of the first problem, with dots, empty for the whole; and what is wrong there."""
+    first = problems(error)[0]
     return ".".join(map(str, first["loc"])), first["msg"]
 
 

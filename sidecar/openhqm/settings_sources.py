@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from openhqm.errors import SettingsError
+from openhqm.invalid import problems
 
 _PREFIX = "OPENHQM_"
 
@@ -40,23 +41,20 @@ class Sources:
         return _merge(_merge(below, _read_environment(self.model, self.environ)), self.flags)
 
     def describe(self, error: ValidationError) -> str:
-        """One line: the key, what is wrong, and the variable if the environment is to blame.
-
-        The value is left out: it may be a secret.
-        """
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-        path = [str(part) for part in problems[0]["loc"]]
+        """One line: the key, what is wrong, and the variable if the environment is to blame."""
+        found = problems(error)
+        path = [str(part) for part in found[0]["loc"]]
         key = ".".join(path)
-        message = problems[0]["msg"].removeprefix("Value error, ")
-        if problems[0]["type"] == "extra_forbidden":
+        message = found[0]["msg"]
+        if found[0]["type"] == "extra_forbidden":
             message = "unknown setting" + _suggestion(self.model, path)
-        elif problems[0]["type"] == "tuple_type":
+        elif found[0]["type"] == "tuple_type":
             message = "must be a list"
         line = message if not key or message.startswith(f"{key}.") else f"{key}: {message}"
         variable = (_PREFIX + "__".join(path[:2])).upper()
         if self.environ.get(variable) and not _has(self.flags, path):
             line += f", from {variable}"
-        return line if len(problems) == 1 else f"{line} (and {len(problems) - 1} more)"
+        return line if len(found) == 1 else f"{line} (and {len(found) - 1} more)"
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

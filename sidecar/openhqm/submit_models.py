@@ -30,6 +30,7 @@ from openhqm.control import MAX_KEY_BYTES, MOMENT, Control, read_moment
 from openhqm.errors import BadRequest
 from openhqm.handlers import BUILT_IN
 from openhqm.headers import HOP_BY_HOP, Pair
+from openhqm.invalid import problems
 
 APP = "app"
 HANDLER = "handler:"
@@ -398,7 +399,7 @@ def _finite(text: str) -> float:
 
 def _described(error: ValidationError) -> str:
     """Say what is wrong with the first member that is."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = problems(error)[0]
     where = ".".join(str(part) for part in first["loc"])[:200]
     if first["type"] == "extra_forbidden":
         return f"{where}: is not a member we know"
@@ -406,8 +407,7 @@ def _described(error: ValidationError) -> str:
         return f"{where}: is required"
     if first["type"] in ("model_type", "model_attributes_type"):
         return f"{where}: must be an object"
-    if first["type"] == "value_error":
-        what = first["msg"].removeprefix("Value error, ")
-    else:
-        what = first["msg"][0].lower() + first["msg"][1:]
+    what = first["msg"]
+    if first["type"] != "value_error":
+        what = what[0].lower() + what[1:]
     return f"{where}: {what}" if where else what

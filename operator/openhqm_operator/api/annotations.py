@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from openhqm.invalid import problems
 from openhqm_operator.api import names
 from openhqm_operator.api.spec import (
     Delivery,
@@ -381,8 +382,8 @@ def _out_of_bounds(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> I
         Spec.model_validate(spec)
     except ValidationError as exc:
         told = set()
-        for error in exc.errors(include_url=False, include_input=False, include_context=False):
-            annotation = _origin(error["loc"])
+        for problem in problems(exc):
+            annotation = _origin(problem["loc"])
             if annotation is not None and annotation not in told:
                 told.add(annotation)
                 yield _problem(annotation, annotations[annotation], "out of bounds")

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from openhqm.errors import SettingsError
-from openhqm.invalid import first_problem
+from openhqm.invalid import describe
 from openhqm.routes import Routes
 from openhqm.settings import Settings
 from openhqm_operator.api.names import queue_name
@@ -37,8 +37,7 @@ def problem_of(spec: Spec) -> str | None:
     try:
         Routes(Settings.model_validate(_settings(spec, "any")).routes)
     except ValidationError as exc:
-        place, message = first_problem(exc)
-        return f"{place}: {message.removeprefix('Value error, ')}".removeprefix(": ")
+        return describe(exc)
     except SettingsError as exc:
         return str(exc)
     return None
