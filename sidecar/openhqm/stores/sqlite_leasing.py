@@ -24,10 +24,10 @@ from openhqm.stores.sqlite_rows import (
     Held,
     Leased,
     body_of,
+    new_tuple,
 )
 
 _Row = tuple[Any, ...]
-_new_tuple = tuple.__new__
 
 
 class Leasing:
@@ -132,12 +132,12 @@ class Leasing:
             seq, id, epoch, attempts, claims, _, accepted_at, deadline, is_free, envelope, body = row
             if is_free:
                 key = parent = None
-                held[id] = _new_tuple(Leased, row[:6] + free)
+                held[id] = new_tuple(Leased, row[:6] + free)
             else:
                 whole = bound[seq]
                 key, parent = whole.key, whole.parent
                 body = body_of(body, whole.blob, whole.blob_bytes)
-                held[id] = _new_tuple(Leased, (*row[:6], whole, *rest))
+                held[id] = new_tuple(Leased, (*row[:6], whole, *rest))
             leases.append(
                 Lease(
                     id,
@@ -165,7 +165,7 @@ class Leasing:
         figures.states[RUNNING] += len(leases)
         figures.ready -= len(leases)
         running, name = STATES[RUNNING], LANES[lane]
-        books.changes += [_new_tuple(Change, (lease.id, running, name, "")) for lease in leases]
+        books.changes += [new_tuple(Change, (lease.id, running, name, "")) for lease in leases]
 
     # -- for how long
 
@@ -175,20 +175,22 @@ class Leasing:
 
     def _extend(self, id: bytes, epoch: int, until: float) -> Extension:
         books = self._books
-        leased = books.leases.get(id)
-        if leased is None or leased.epoch != epoch:
-            self.refuse(id)
+        leased = self.holder(id, epoch)
+        if leased is None:
             return Extension.LOST
         books.leases[id] = leased._replace(until=until)
         books.lapses_at = min(books.lapses_at, until)
         return Extension.CANCEL_REQUESTED if leased.cancel_requested else Extension.HELD
 
-    def refuse(self, id: bytes) -> None:
-        """Count that somebody came with a lease that is not the current one."""
+    def holder(self, id: bytes, epoch: int) -> Leased | None:
+        """The record, if *epoch* is its current lease; otherwise the refusal is counted."""
         books = self._books
         leased = books.leases.get(id)
+        if leased is not None and leased.epoch == epoch:
+            return leased
         if leased is not None:
             lane = leased.lane
         else:
             [lane] = books.one("SELECT lane FROM records WHERE id = ?", id) or (0,)
         books.figures[lane].stale += 1
+        return None
