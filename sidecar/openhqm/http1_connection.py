@@ -306,11 +306,7 @@ class Connection(asyncio.Protocol):
         self.deadline = self.loop.time() + timeout_seconds
         if head.startswith(b"HEAD "):
             self._respond(listener, is_head=True)
-        self._sent = True
-        if len(body) <= _JOIN_BYTES:
-            self._transport.write(head + body)
-        else:
-            self.send(head, body)
+        self.send(head, body)
 
     def _respond(self, listener: Listener, *, is_head: bool = False) -> Response:
         """Make what takes the parts of an answer, or the error in place of one."""

@@ -325,8 +325,8 @@ class Process:
             log.warning(
                 "store.not_shared",
                 mode=self._settings.mode,
-                hint="no other process can use this store while this one does: what is accepted here waits "
-                "until a process with mode combined or egress opens it",
+                hint="no other process can use this store while this one does, and this one only takes in "
+                "or only sends: set mode combined, or a store that can be shared",
             )
 
     async def _guard(self, name: str, loop: Loop) -> None:

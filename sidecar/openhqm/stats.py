@@ -27,8 +27,9 @@ PREVIOUS_SECONDS = 1.0
 """For asking the previous store: the autoscaler must not miss all figures because that one is away."""
 
 _SMOOTHING = 0.1
-_DEAD_LETTERED = Happening.DEAD_LETTERED  # an enum takes 0.06 us to look a member up
 """Weight of the newest attempt in the mean duration: about the last twenty count."""
+
+_DEAD_LETTERED = Happening.DEAD_LETTERED  # an enum takes 0.06 us to look a member up
 
 
 class Phase(enum.StrEnum):
