@@ -174,8 +174,7 @@ class Dispatcher:
         self._ahead: deque[Held] = deque()
         """Leased, and begun as soon as there is a slot."""
         self._lookahead = Lookahead()
-        self.looks_ahead = True
-        """Whether leases are taken ahead. Not with a rate: permits count when they are taken."""
+        self._looks_ahead = True
         self._ahead_timer: asyncio.TimerHandle | None = None
         self._running = 0
         self._timed: Held | None = None
@@ -209,7 +208,7 @@ class Dispatcher:
     @property
     def _most_leased(self) -> int:
         """Attempts under way and leases that wait for a slot, together."""
-        if not self.looks_ahead:
+        if not self._looks_ahead:
             return self.slots
         under_way = 0.0 if self._timed is None else self._now() - self._timed_from
         return self.slots + self._lookahead.most(self.slots, under_way)
@@ -278,7 +277,7 @@ class Dispatcher:
         store gives back what a cancelled call took (`Store.lease`).
         """
         self._leasing = False
-        self.give_back()
+        self._give_back()
         for asking in self._asking.keys() - self._recalled:
             self._recalled.add(asking)
             asking.cancel()
@@ -288,8 +287,13 @@ class Dispatcher:
         self._leasing = True
         self._wake.set()
 
-    def give_back(self) -> None:
-        """Release all leases that wait ahead."""
+    def look_ahead(self, wanted: bool) -> None:
+        """Say whether leases may be taken ahead; if not, those that wait are given back."""
+        self._looks_ahead = wanted
+        if not wanted:
+            self._give_back()
+
+    def _give_back(self) -> None:
         while self._ahead:
             self._release(self._ahead.popleft())
 

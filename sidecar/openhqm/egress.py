@@ -221,8 +221,6 @@ class Egress:
         self._take_over(settings)
         self._breaker.apply(settings.breaker)
         self._dispatcher.apply(slots=settings.egress.concurrency, lease_seconds=settings.egress.lease_seconds)
-        if self.paused or settings.egress.rate_per_second:
-            self._dispatcher.give_back()
 
     def _take_over(self, settings: Settings) -> None:
         now = time.monotonic()
@@ -231,9 +229,10 @@ class Egress:
         """Statuses that say more than that the app answered."""
         self._budget = RetryBudget(settings.retry.budget_percent, now)
         self._rate = TokenBucket(settings.egress.rate_per_second, now)
-        self._dispatcher.looks_ahead = not settings.egress.rate_per_second
         self.paused = settings.egress.paused
         """Whether nothing is sent (`egress.paused`); what is in flight goes on."""
+        # A rate's permits count when leases are taken: those ahead would begin all at once.
+        self._dispatcher.look_ahead(not self.paused and not settings.egress.rate_per_second)
 
     @property
     def concurrency(self) -> int:
@@ -394,7 +393,7 @@ class Egress:
         if not held.sent:
             return Release(held.lease.id, held.lease.epoch)
         interrupted = AppConnectionLost("interrupted by the end of a drain")
-        return self._conclude(held, interrupted, now, now - held.notes.started_at)
+        return self._conclude(held, interrupted, now, now - attempt.started_at)
 
     def committed(self, batch: Sequence[tuple[Held, Settlement]], accepted: Sequence[bool]) -> None:
         """Tell what happened, now that it is stored."""

@@ -1,7 +1,8 @@
-"""Leases that wait ahead of the slots: whatever stops them, they are not sent. In virtual time.
+"""Leases that wait ahead of the slots: when there are some, and that whatever stops them, they are not sent.
 
-The app here takes a request on inside `begin`, as the forwarder does on kept connections: what is begun
-counts as sent, even if it is stopped in the same turn of the loop.
+In virtual time. The tests of the first part hold whichever way a request takes. The app of the second
+takes it on inside `begin`, as the forwarder does on kept connections: what is begun counts as sent, even
+if it is stopped in the same turn of the loop.
 """
 
 from __future__ import annotations
@@ -11,11 +12,140 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.sidecar.test_egress import Bench, Reply, changed, in_virtual_time
+import pytest
+from tests.sidecar import egress_bench
+from tests.sidecar.egress_bench import Bench, Reply, changed, in_virtual_time
+from tests.sidecar.ways import Way
 
 from openhqm.stores.base import Extension, State
 
 SLOTS = 8
+
+
+@pytest.fixture(params=Way)
+def way(request, monkeypatch):
+    monkeypatch.setattr(egress_bench.App, "way", request.param)
+
+
+in_every_way = pytest.mark.usefixtures("way")
+
+
+async def with_leases_ahead(bench, *, requests=400):
+    """Have *bench* work until leases wait ahead, on an app that comes to a halt then; returns the ids.
+
+    Eight attempts of 1 ms end while a lease call of 10 ms is under way, more than eight slots may hold.
+    """
+    bench.store.lease_takes_seconds = 0.01
+    ids = await bench.accept(requests)
+    while bench.egress.ahead < 8:
+        await asyncio.sleep(0.0005)
+    bench.app.script = [halt := asyncio.Event()]
+    while bench.app.running < 8:
+        await asyncio.sleep(0.0005)
+    assert bench.app.most_running == 8
+    return ids, halt
+
+
+def short_attempts(**egress):
+    return Bench(0.001, egress={"concurrency": 8, **egress})
+
+
+@in_every_way
+@in_virtual_time
+async def test_slots_wait_for_the_store_only_until_it_is_known_to_be_slower_than_the_app():
+    loop = asyncio.get_running_loop()
+    async with short_attempts() as bench:
+        bench.store.lease_takes_seconds = 0.004
+        ids = await bench.accept(2000)
+        for id in ids[:1000]:
+            await bench.final(id)
+        half = loop.time()
+        for id in ids[1000:]:
+            await bench.final(id)
+
+    # 8 slots of 1 ms take 125 ms; without leases ahead each batch of them waits 4 ms and it takes 625.
+    assert loop.time() - half < 0.4
+    assert bench.app.most_running == 8
+
+
+@in_every_way
+@in_virtual_time
+async def test_nothing_is_leased_ahead_where_attempts_are_long():
+    async with Bench(5.0, egress={"concurrency": 4}) as bench:
+        bench.store.lease_takes_seconds = 0.01
+        ids = await bench.accept(40)
+        most = 0
+        for _ in range(100):
+            await asyncio.sleep(0.5)
+            most = max(most, bench.egress.ahead)
+        for id in ids:
+            await bench.final(id)
+
+    assert most <= 1
+
+
+@in_every_way
+@in_virtual_time
+async def test_drain_gives_back_what_waits_ahead():
+    async with short_attempts() as bench:
+        _, halt = await with_leases_ahead(bench)
+        sent = len(bench.app.calls)
+        bench.egress.stop_leasing()
+        halt.set()
+        await bench.egress.quiet()
+        counts = await bench.store.counts()
+
+    assert (bench.egress.ahead, counts.running, len(bench.app.calls)) == (0, 0, sent)
+    assert counts.conserved
+
+
+@in_every_way
+@in_virtual_time
+async def test_pause_gives_back_what_waits_ahead():
+    async with short_attempts() as bench:
+        ids, halt = await with_leases_ahead(bench)
+        sent = len(bench.app.calls)
+        bench.egress.apply(changed(bench.settings, paused=True))
+        halt.set()
+        await asyncio.sleep(5.0)
+        assert (bench.egress.ahead, len(bench.app.calls)) == (0, sent)
+        bench.egress.apply(bench.settings)
+        bench.egress._dispatcher.wake()
+        records = [await bench.final(id) for id in ids]
+
+    assert {(record.state, record.attempts) for record in records} == {(State.DONE, 1)}
+
+
+@in_every_way
+@in_virtual_time
+async def test_what_waits_ahead_of_an_app_that_came_to_a_halt_is_given_back():
+    """Another process may run it; here it is leased again when there is a slot."""
+    async with short_attempts(lease_seconds=30.0) as bench:
+        ids, halt = await with_leases_ahead(bench)
+        await asyncio.sleep(15.0)
+        assert bench.egress.ahead == 0
+        assert (await bench.store.counts()).running == 8
+        halt.set()
+        records = [await bench.final(id) for id in ids]
+
+    assert {(record.state, record.attempts) for record in records} == {(State.DONE, 1)}
+    assert len(bench.app.calls) == len(ids)
+
+
+@in_every_way
+@in_virtual_time
+async def test_request_cancelled_while_it_waits_ahead_is_not_sent():
+    async with short_attempts() as bench:
+        _, halt = await with_leases_ahead(bench)
+        id = bench.egress._dispatcher._ahead[-1].lease.id
+        await bench.store.cancel(id)
+        bench.egress._dispatcher.renew_soon()
+        await asyncio.sleep(0.1)
+        halt.set()
+        record = await bench.final(id)
+
+    assert (record.state, record.attempts) == (State.CANCELLED, 0)
+    assert id not in {called for _, called, _ in bench.app.calls}
 
 
 class Call:
@@ -143,7 +273,7 @@ async def test_process_that_stood_still_sends_none_of_its_old_leases():
 @in_virtual_time
 async def test_leases_that_come_behind_a_pause_are_not_sent():
     async with halted() as (bench, app, begun):
-        bench.egress._dispatcher.give_back()
+        bench.egress._dispatcher._give_back()
         bench.store.lease_takes_seconds = 0.05
         bench.egress._dispatcher.wake()
         await asyncio.sleep(0.001)

@@ -4,185 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import itertools
 import json
-from dataclasses import dataclass
 
 import pytest
 from tests.sidecar import virtual_time
-from tests.sidecar.ways import AnyWay, Way
+from tests.sidecar.egress_bench import HEAD, App, Bench, Reply, changed, in_virtual_time
+from tests.sidecar.ways import Way
 
 from openhqm.dispatcher import Dispatcher, Held, Stop
-from openhqm.egress import Egress, attempt_note
-from openhqm.envelope import Envelope
+from openhqm.egress import attempt_note
 from openhqm.errors import (
     AnswerTooLarge,
     AppAnswerInvalid,
     AppConnectionLost,
     AppTimeout,
     AppUnreachable,
-    StoreUnavailable,
 )
-from openhqm.lifecycle import Event, Happening, Lifecycle
-from openhqm.settings import Settings
-from openhqm.stores.base import Answer, Finish, Lane, Lease, NewRecord, OnLost, Options, State, Want
-from openhqm.stores.memory import MemoryStore
-
-HEAD = b"HTTP/1.1 %d X\r\n\r\n"
-
-
-@dataclass(frozen=True)
-class Reply:
-    status: int = 200
-    retry_after_seconds: float | None = None
-
-    @property
-    def answer(self):
-        return Answer(HEAD % self.status, b"answer")
-
-    body_bytes = 6
+from openhqm.lifecycle import Event, Happening
+from openhqm.stores.base import Answer, Finish, Lane, Lease, NewRecord, OnLost, State
 
 
 @pytest.fixture(autouse=True, params=Way)
 def way(request, monkeypatch):
     """Every test holds whichever way a request takes."""
     monkeypatch.setattr(App, "way", request.param)
-
-
-class App(AnyWay):
-    """Runs envelopes as told: a status, an error, or a function that may take its time."""
-
-    def __init__(self, *script):
-        self.script = list(script)
-        self.calls = []
-        self.running = 0
-        self.most_running = 0
-        self.interrupted = 0
-        self.was_interrupted = asyncio.Event()
-
-    async def forward(self, envelope, body, *, record_id, epoch):
-        self.calls.append((asyncio.get_running_loop().time(), record_id, epoch))
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        try:
-            return await self._act(self.script.pop(0) if len(self.script) > 1 else self.script[0])
-        except asyncio.CancelledError:
-            self.interrupted += 1
-            self.was_interrupted.set()
-            raise
-        finally:
-            self.running -= 1
-
-    async def _act(self, step):
-        if isinstance(step, BaseException):
-            raise step
-        if isinstance(step, int):
-            return Reply(step)
-        if isinstance(step, float):
-            await asyncio.sleep(step)
-            return Reply(200)
-        if isinstance(step, asyncio.Event):
-            await step.wait()
-            return Reply(200)
-        return step
-
-
-class FaultyStore(MemoryStore):
-    """A memory store whose calls fail while they are in `broken`, and whose lease calls take time."""
-
-    broken = frozenset()
-    lease_takes_seconds = 0.0
-
-    async def lease(self, *args, **kwargs):
-        self._fail("lease")
-        leases = await super().lease(*args, **kwargs)
-        if self.lease_takes_seconds:
-            await asyncio.sleep(self.lease_takes_seconds)
-        return leases
-
-    async def extend(self, *args, **kwargs):
-        self._fail("extend")
-        return await super().extend(*args, **kwargs)
-
-    async def settle(self, *args, **kwargs):
-        self._fail("settle")
-        return await super().settle(*args, **kwargs)
-
-    def _fail(self, name):
-        if name in self.broken:
-            raise StoreUnavailable("the test broke it")
-
-
-class Bench:
-    """A store, an app and an egress loop between them."""
-
-    def __init__(self, *script, probe_app=None, checkpoint=None, **settings):
-        self.loop = asyncio.get_running_loop()
-        self.store = FaultyStore(Options(), clock=self.loop.time)
-        self.app = App(*script)
-        self.events = []
-        self.settings = Settings.model_validate(
-            {"store": {"url": "memory:", "require_durability": "none"}} | settings
-        )
-        lifecycle = Lifecycle()
-        lifecycle.listen(self.events.append)
-        self.egress = Egress(
-            self.store,
-            self.settings,
-            lifecycle,
-            {"app": self.app, "handler": self.app},
-            probe_app=probe_app,
-            checkpoint=checkpoint or (lambda name: None),
-            jitter=lambda: 1.0,
-        )
-        self.numbers = iter(range(1, 1_000_000))
-
-    async def __aenter__(self):
-        await self.store.open()
-        self._run = asyncio.create_task(self.egress.run())
-        return self
-
-    async def __aexit__(self, *exc_info):
-        if not self._run.done():
-            await self.egress.drain(0.0)
-        await self._run
-        counts = await self.store.counts()
-        assert counts.conserved
-
-    async def accept(self, count=1, *, method=b"POST", target="app", repeat=False, max_attempts=None, **more):
-        ids = [next(self.numbers).to_bytes(16, "big") for _ in range(count)]
-        head = method + b" /orders?secret=1 HTTP/1.1\r\nHost: shop\r\n\r\n"
-        envelope = Envelope(head, target=target, repeat=repeat, max_attempts=max_attempts).encode()
-        await self.store.accept([NewRecord(id, envelope, b"body", **more) for id in ids])
-        return ids[0] if count == 1 else ids
-
-    async def final(self, id):
-        """The record once it is final."""
-        while True:
-            record = await self.record(id)
-            if record.state.is_final:
-                return record
-            await asyncio.sleep(0.01)
-
-    async def record(self, id):
-        [record] = await self.store.get([id], Want.ANSWER)
-        return record
-
-    def told(self):
-        return [event.what for event in self.events]
-
-
-def in_virtual_time(test):
-    """Run an async test in virtual time."""
-
-    @functools.wraps(test)
-    def run(*args, **kwargs):
-        return virtual_time.run(test(*args, **kwargs))
-
-    # pytest must see a plain function whose arguments are those of the test
-    return run
 
 
 def notes(record):
@@ -776,10 +623,6 @@ async def test_figures_follow_the_work():
         assert bench.egress.in_flight == 0
 
 
-def changed(settings, **egress):
-    return settings.model_copy(update={"egress": settings.egress.model_copy(update=egress)})
-
-
 @pytest.mark.parametrize("concurrency", [1, 2, 9, 20])
 @in_virtual_time
 async def test_concurrency_can_be_changed_while_work_is_under_way(concurrency):
@@ -840,117 +683,6 @@ async def test_lease_interrupted_before_its_slot_turned_to_it_is_not_sent():
 
     assert (record.state, record.attempts, len(bench.app.calls)) == (State.DONE, 1, 1)
     assert (record.claims, record.epoch) == (0, 2)
-
-
-async def with_leases_ahead(bench, *, requests=400):
-    """Have *bench* work until leases wait ahead, on an app that comes to a halt then; returns the ids.
-
-    Eight attempts of 1 ms end while a lease call of 10 ms is under way, more than eight slots may hold.
-    """
-    bench.store.lease_takes_seconds = 0.01
-    ids = await bench.accept(requests)
-    while bench.egress.ahead < 8:
-        await asyncio.sleep(0.0005)
-    bench.app.script = [halt := asyncio.Event()]
-    while bench.app.running < 8 or bench.app.most_running > 8:
-        await asyncio.sleep(0.0005)
-    return ids, halt
-
-
-def short_attempts(**egress):
-    return Bench(0.001, egress={"concurrency": 8, **egress})
-
-
-@in_virtual_time
-async def test_slots_wait_for_the_store_only_until_it_is_known_to_be_slower_than_the_app():
-    loop = asyncio.get_running_loop()
-    async with short_attempts() as bench:
-        bench.store.lease_takes_seconds = 0.004
-        ids = await bench.accept(2000)
-        for id in ids[:1000]:
-            await bench.final(id)
-        half = loop.time()
-        for id in ids[1000:]:
-            await bench.final(id)
-
-    # 8 slots of 1 ms take 125 ms; without leases ahead each batch of them waits 4 ms and it takes 625.
-    assert loop.time() - half < 0.4
-    assert bench.app.most_running == 8
-
-
-@in_virtual_time
-async def test_nothing_is_leased_ahead_where_attempts_are_long():
-    async with Bench(5.0, egress={"concurrency": 4}) as bench:
-        bench.store.lease_takes_seconds = 0.01
-        ids = await bench.accept(40)
-        most = 0
-        for _ in range(100):
-            await asyncio.sleep(0.5)
-            most = max(most, bench.egress.ahead)
-        for id in ids:
-            await bench.final(id)
-
-    assert most <= 1
-
-
-@in_virtual_time
-async def test_drain_gives_back_what_waits_ahead():
-    async with short_attempts() as bench:
-        _, halt = await with_leases_ahead(bench)
-        sent = len(bench.app.calls)
-        bench.egress.stop_leasing()
-        halt.set()
-        await bench.egress.quiet()
-        counts = await bench.store.counts()
-
-    assert (bench.egress.ahead, counts.running, len(bench.app.calls)) == (0, 0, sent)
-    assert counts.conserved
-
-
-@in_virtual_time
-async def test_pause_gives_back_what_waits_ahead():
-    async with short_attempts() as bench:
-        ids, halt = await with_leases_ahead(bench)
-        sent = len(bench.app.calls)
-        bench.egress.apply(changed(bench.settings, paused=True))
-        halt.set()
-        await asyncio.sleep(5.0)
-        assert (bench.egress.ahead, len(bench.app.calls)) == (0, sent)
-        bench.egress.apply(bench.settings)
-        bench.egress._dispatcher.wake()
-        records = [await bench.final(id) for id in ids]
-
-    assert {(record.state, record.attempts) for record in records} == {(State.DONE, 1)}
-
-
-@in_virtual_time
-async def test_what_waits_ahead_of_an_app_that_came_to_a_halt_is_given_back():
-    """Another process may run it; here it is leased again when there is a slot."""
-    async with short_attempts(lease_seconds=30.0) as bench:
-        ids, halt = await with_leases_ahead(bench)
-        await asyncio.sleep(15.0)
-        assert bench.egress.ahead == 0
-        assert (await bench.store.counts()).running == 8
-        halt.set()
-        records = [await bench.final(id) for id in ids]
-
-    assert {(record.state, record.attempts) for record in records} == {(State.DONE, 1)}
-    assert len(bench.app.calls) == len(ids)
-
-
-@in_virtual_time
-async def test_request_cancelled_while_it_waits_ahead_is_not_sent():
-    async with short_attempts() as bench:
-        _, halt = await with_leases_ahead(bench)
-        id = bench.egress._dispatcher._ahead[-1].lease.id
-        await bench.store.cancel(id)
-        bench.egress._dispatcher.renew_soon()
-        await asyncio.sleep(0.1)
-        halt.set()
-        record = await bench.final(id)
-
-    assert (record.state, record.attempts) == (State.CANCELLED, 0)
-    assert id not in {called for _, called, _ in bench.app.calls}
 
 
 @in_virtual_time
