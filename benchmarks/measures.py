@@ -28,7 +28,7 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="openhqm-bench-"))
 
 
-def accept(store_name: str, store_url: Callable[[Path], str], at_least: str, aim: str) -> Row:
+def accept(store_name: str, store_url: Callable[[Path], str], bound: str, aim: str) -> Row:
     """Accepted per second, 256-byte POSTs, 64 keep-alive clients, against a bare aiohttp server."""
     ratios, ours, reference = [], [], []
     where = folder()
@@ -40,7 +40,7 @@ def accept(store_name: str, store_url: Callable[[Path], str], at_least: str, aim
             ours.append(accepted_per_second(openhqm.port))
             ratios.append(ours[-1] / reference[-1])
     detail = f"{statistics.median(ours):,.0f}/s; bare {statistics.median(reference):,.0f}/s"
-    return Row(f"accept, {store_name}", ratios, at_least, aim, detail=detail)
+    return Row(f"accept, {store_name}", ratios, bound, aim, detail=detail)
 
 
 def accepted_per_second(port: int) -> float:

@@ -26,7 +26,7 @@ class Row:
 
     work: str
     values: list[float]
-    at_least: str
+    bound: str
     aim: str
     unit: str = "x"
     detail: str = ""
@@ -109,7 +109,7 @@ def _table(section: Section, found: dict) -> str:
         "",
         ", ".join(f"{name} {value}" for name, value in found["facts"].items()),
         "",
-        "| work | median | min - max | at least | aim | detail |",
+        "| work | median | min - max | bound | aim | detail |",
         "| --- | --- | --- | --- | --- | --- |",
         *(_line(Row(**row)) for row in found["rows"]),
     ]
@@ -119,7 +119,7 @@ def _table(section: Section, found: dict) -> str:
 def _line(row: Row) -> str:
     spread = f"{min(row.values):.2f} - {max(row.values):.2f}"
     middle = f"{row.median:.2f} {row.unit}"
-    return f"| {row.work} | {middle} | {spread} | {row.at_least} | {row.aim} | {row.detail} |"
+    return f"| {row.work} | {middle} | {spread} | {row.bound} | {row.aim} | {row.detail} |"
 
 
 if __name__ == "__main__":
