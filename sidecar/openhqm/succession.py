@@ -1,6 +1,7 @@
 """Two stores seen as one while the previous one is being finished (`store.previous_url`).
 
-    accept, lease, settle, counts ...   the store in use, alone
+    accept, lease, settle, counts,
+    outbound, arrive ...                the store in use, alone
     get, cancel, watch, blobs           the store in use, and the previous one for what it does not hold
     list, replay, purge, pause          both
 
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from openhqm.stores.base import (
     CURSOR_BYTES,
     Accepted,
+    Arrival,
     BlobRef,
     Blobs,
     BlobWriter,
@@ -26,6 +28,7 @@ from openhqm.stores.base import (
     Lane,
     Lease,
     NewRecord,
+    Outbound,
     Page,
     Record,
     Refused,
@@ -75,6 +78,15 @@ class Succession:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         return await self._store.settle(settlements)
+
+    async def outbound(self, limit: int, *, hold_seconds: float, wait_seconds: float) -> Sequence[Outbound]:
+        return await self._store.outbound(limit, hold_seconds=hold_seconds, wait_seconds=wait_seconds)
+
+    async def carried(self, ids: Sequence[bytes]) -> Sequence[bool]:
+        return await self._store.carried(ids)
+
+    async def arrive(self, records: Sequence[NewRecord]) -> Sequence[Arrival | Refused]:
+        return await self._store.arrive(records)
 
     async def sweep(self, limit: int = 1000) -> Sequence[Change]:
         return await self._store.sweep(limit)

@@ -17,6 +17,7 @@ from openhqm.stores.base import (
     NewRecord,
     Options,
     Record,
+    Stage,
     State,
     Store,
     Want,
@@ -123,7 +124,21 @@ async def eventually(holds: Callable[[], bool], within_seconds: float = 5.0) -> 
 class Audited:
     """A store that is checked for conservation (design R9) after every transition."""
 
-    _TRANSITIONS = frozenset({"accept", "lease", "extend", "settle", "cancel", "replay", "purge", "sweep"})
+    _TRANSITIONS = frozenset(
+        {
+            "accept",
+            "lease",
+            "extend",
+            "settle",
+            "outbound",
+            "carried",
+            "arrive",
+            "cancel",
+            "replay",
+            "purge",
+            "sweep",
+        }
+    )
 
     def __init__(self, store: Store, options: Options) -> None:
         self._store = store
@@ -163,6 +178,8 @@ async def audit(
                 counted,
                 tally,
             )
+        stages = Counter(record.stage for record in records)
+        assert (counts.publishing, counts.carried) == (stages[Stage.PUBLISHING], stages[Stage.CARRIED])
         dead = sum(record.state is State.FAILED and record.id not in replayed for record in records)
         assert counts.dead_letters == dead
         held_bytes += sum(_held_bytes(record, options) for record in records)

@@ -15,6 +15,7 @@ from tests.conformance.contract_blobs import BlobContract
 from tests.conformance.contract_lease import LeaseContract
 from tests.conformance.contract_life import LifeContract
 from tests.conformance.contract_order import OrderContract
+from tests.conformance.contract_outbound import OutboundContract
 from tests.conformance.contract_settle import SettleContract
 from tests.conformance.contract_upkeep import UpkeepContract
 
@@ -24,6 +25,7 @@ class StoreContract(
     LeaseContract,
     SettleContract,
     OrderContract,
+    OutboundContract,
     UpkeepContract,
     BlobContract,
     LifeContract,

@@ -8,13 +8,14 @@ callbacks, replays - is compared after every step.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.conformance.store_case import Audited, StoreCase, all_records, fresh_id, new, take
 
 from openhqm.stores.base import (
     Accepted,
     Answer,
+    Arrival,
     Existing,
     Extension,
     Finish,
@@ -30,6 +31,7 @@ from openhqm.stores.base import (
     Replay,
     Retry,
     Settlement,
+    Stage,
     State,
 )
 
@@ -49,6 +51,8 @@ class Modelled:
     cancel_requested: bool = False
     due: bool = True
     replayed_as: bytes | None = None
+    stage: Stage = Stage.HERE
+    has_request: bool = True
 
     @property
     def facts(self) -> tuple[object, ...]:
@@ -60,7 +64,12 @@ class Modelled:
             self.cancel_requested,
             self.new.replay_of,
             self.replayed_as,
+            self.stage,
         )
+
+    @property
+    def is_away(self) -> bool:
+        return self.stage is not Stage.HERE
 
 
 @dataclass
@@ -81,7 +90,8 @@ class Model:
                 same = held is not None and held.fingerprint == record.idempotency.fingerprint
                 return Existing(holder) if same else Refused(Refusal.IDEMPOTENCY_MISMATCH)
             self.scopes[record.idempotency.scope] = record.id
-        self.records[record.id] = Modelled(record, due=record.delay_seconds == 0)
+        stage = Stage.PUBLISHING if record.outbound else Stage.HERE
+        self.records[record.id] = Modelled(record, due=record.delay_seconds == 0, stage=stage)
         return Accepted(record.id)
 
     def leasable(self) -> set[bytes]:
@@ -93,7 +103,7 @@ class Model:
                 continue
             if key is not None:
                 keys.add(key)
-            if record.state in _WAITING and record.due:
+            if record.state in _WAITING and record.due and not record.is_away:
                 found.add(id)
         return found
 
@@ -113,7 +123,9 @@ class Model:
 
     def settle(self, settlement: Settlement) -> bool:
         record = self.records.get(settlement.id)
-        if record is None or record.state is not State.RUNNING or record.epoch != settlement.epoch:
+        if record is None or record.epoch != settlement.epoch:
+            return False
+        if record.state is not State.RUNNING and not (record.is_away and isinstance(settlement, Finish)):
             return False
         match settlement:
             case Finish(state=state, sent=sent):
@@ -133,7 +145,25 @@ class Model:
         if record.state is State.RUNNING:
             record.cancel_requested = True
         elif record.state in _WAITING:
+            record.attempts += record.is_away
             self._end(record, State.CANCELLED)
+
+    def carried(self, id: bytes) -> bool:
+        record = self.records.get(id)
+        if record is None or record.stage is not Stage.PUBLISHING:
+            return False
+        record.stage, record.has_request = Stage.CARRIED, False
+        return True
+
+    def arrive(self, message: NewRecord) -> Arrival:
+        record = self.records.get(message.id)
+        if record is None:
+            self.records[message.id] = Modelled(message, due=message.delay_seconds == 0)
+            return Arrival.TAKEN_IN
+        if not record.is_away:
+            return Arrival.KNOWN
+        record.stage, record.has_request = Stage.HERE, True
+        return Arrival.RETURNED
 
     def lapse(self, id: bytes) -> None:
         record = self.records[id]
@@ -150,6 +180,8 @@ class Model:
         record = self.records.get(id)
         if record is None or record.state is not State.FAILED or record.replayed_as is not None:
             return False
+        if not record.has_request:
+            return False
         record.replayed_as = new_id
         again = NewRecord(
             **{
@@ -158,6 +190,7 @@ class Model:
                 "idempotency": None,
                 "delay_seconds": 0.0,
                 "replay_of": id,
+                "outbound": False,
             }
         )
         self.records[new_id] = Modelled(again)
@@ -179,7 +212,7 @@ class Model:
             record.due = delay == 0
 
     def _end(self, record: Modelled, state: State) -> None:
-        record.state = state
+        record.state, record.stage = state, Stage.HERE
         self.callbacks += record.new.callback is not None
         if record.attempts == 0 and state in (State.CANCELLED, State.EXPIRED) and record.new.idempotency:
             self.scopes.pop(record.new.idempotency.scope, None)
@@ -196,8 +229,18 @@ class Walker:
         self.ever_held: list[Lease] = []
 
     async def step(self) -> None:
-        steps = (self.accept, self.lease, self.settle, self.cancel, self.lapse, self.replay, self.purge)
-        await self.chance.choices(steps, weights=(6, 6, 8, 2, 1, 1, 1))[0]()
+        steps = {
+            self.accept: 6,
+            self.lease: 6,
+            self.settle: 8,
+            self.carry: 2,
+            self.arrive: 3,
+            self.cancel: 2,
+            self.lapse: 1,
+            self.replay: 1,
+            self.purge: 1,
+        }
+        await self.chance.choices(list(steps), list(steps.values()))[0]()
         await self.compare()
 
     async def accept(self) -> None:
@@ -218,8 +261,25 @@ class Walker:
         """Settle some of the leases ever held, current or long gone."""
         held = self.chance.sample(self.ever_held, min(len(self.ever_held), self.chance.randint(1, 5)))
         settlements = [self._settlement(lease) for lease in held]
+        away = [id for id, record in self.model.records.items() if record.is_away]
+        if away:
+            settlements.append(self._settlement_of(self.chance.choice(away), 0))
         expected = [self.model.settle(settlement) for settlement in settlements]
         assert list(await self.store.settle(settlements)) == expected
+
+    async def carry(self) -> None:
+        """Publish some; they go on being handed out until somebody says that they are carried."""
+        publishing = [id for id, record in self.model.records.items() if record.stage is Stage.PUBLISHING]
+        handed_out = await self.store.outbound(3, hold_seconds=0.0, wait_seconds=0.0)
+        assert [each.id for each in handed_out] == publishing[:3]
+        ids = [*(each.id for each in handed_out), self._some_id()]
+        assert list(await self.store.carried(ids)) == [self.model.carried(id) for id in ids]
+
+    async def arrive(self) -> None:
+        messages = [replace(self._new(), outbound=False, idempotency=None)]
+        if (known := self.model.records.get(self._some_id())) is not None:
+            messages.append(replace(known.new, outbound=False, idempotency=None))
+        assert list(await self.store.arrive(messages)) == [self.model.arrive(each) for each in messages]
 
     async def cancel(self) -> None:
         id = self._some_id()
@@ -260,6 +320,7 @@ class Walker:
                 record.cancel_requested,
                 record.replay_of,
                 record.replayed_as,
+                record.stage,
             )
             for record in held
         }
@@ -279,10 +340,14 @@ class Walker:
             on_lost=chance.choice(list(OnLost)),
             max_claims=chance.randint(1, 3),
             callback=chance.choice([None, b"callback"]),
+            outbound=chance.random() < 0.2,
         )
 
     def _settlement(self, lease: Lease) -> Settlement:
-        id, epoch, answer = lease.id, lease.epoch, Answer(b"h", self.chance.randbytes(10))
+        return self._settlement_of(lease.id, lease.epoch)
+
+    def _settlement_of(self, id: bytes, epoch: int) -> Settlement:
+        answer = Answer(b"h", self.chance.randbytes(10))
         return self.chance.choice(
             [
                 Finish(id, epoch, State.DONE, answer),

@@ -1,7 +1,8 @@
 """What a Store is: the protocol, its data types, and the rules every implementation keeps.
 
 Callers: ingress (accept), results (get, watch, cancel), egress (lease, extend, settle), callbacks
-(the same three on another lane), admin (list, replay, purge, pause), main (open, sweep, close).
+(the same three on another lane), publishing (outbound, carried), intake (arrive), admin (list, replay,
+purge, pause), main (open, sweep, close).
 Implementations: `memory.py`, `sqlite.py`, `redis.py`. Nothing here knows HTTP.
 
 One record's life; every arrow is one atomic transition, checked against the epoch where one is held:
@@ -11,8 +12,15 @@ One record's life; every arrow is one atomic transition, checked against the epo
                  │                  └──lapsed──────> retrying | failed  (judged by `on_lost`, `max_claims`)
                  └──cancel──> cancelled      queued, retrying ──deadline──> expired
 
+A record that a broker is to carry is queued all the while, and cannot be leased before it is back:
+
+    accept ──> publishing ──carried──> carried ──arrive──> here, to be leased
+                   └───────────────────────┴──settle at epoch 0──> done | failed   (the answer of a consumer
+                                                            that is not ours, or what the broker refused)
+
 `done`, `failed`, `cancelled` and `expired` are final: state and answer never change again.
-Every `failed` record is a dead letter and keeps its request; other final records drop theirs.
+Every `failed` record is a dead letter and keeps its request, unless that is with a broker; other final
+records drop theirs.
 Time is the store's own clock, in seconds since the epoch.
 
 A lease that ran out stays with its holder, who may still extend or settle it, until `sweep` judges
@@ -51,6 +59,17 @@ class State(enum.StrEnum):
     @property
     def is_final(self) -> bool:
         return self in FINAL_STATES
+
+
+class Stage(enum.StrEnum):
+    """Who has an unfinished record's request, seen from the store."""
+
+    HERE = "here"
+    """The store: consumers lease it."""
+    PUBLISHING = "publishing"
+    """The store, until a broker has it."""
+    CARRIED = "carried"
+    """The broker only."""
 
 
 FINAL_STATES = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED})
@@ -155,6 +174,7 @@ class NewRecord:
         callback: opaque bytes; when given, the final transition also puts a record with this
             envelope and `parent` = this id on `Lane.CALLBACKS` (`OnLost.REPEAT`, no deadline).
         replay_of: the dead letter this record repeats.
+        outbound: a broker is to carry it (`Store.outbound`).
     """
 
     id: bytes
@@ -171,6 +191,7 @@ class NewRecord:
     max_claims: int = 5
     callback: bytes | None = None
     replay_of: bytes | None = None
+    outbound: bool = False
 
 
 class Refusal(enum.StrEnum):
@@ -200,6 +221,32 @@ class Refused:
     """Nothing was stored."""
 
     reason: Refusal
+
+
+class Arrival(enum.Enum):
+    """What `arrive` made of a message; the broker may forget it in every case."""
+
+    TAKEN_IN = "taken-in"
+    """Nobody knew it: it is a record now."""
+    RETURNED = "returned"
+    """It was published from here, and can be leased now."""
+    KNOWN = "known"
+    """It is here already, or was: nothing to do."""
+    TOO_LATE = "too-late"
+    """Nobody knew it, and its deadline has passed: nothing was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outbound:
+    """A record to be published, as it was accepted."""
+
+    id: bytes
+    envelope: bytes
+    body: Body
+    accepted_at: float
+    deadline: float | None
+    key: bytes | None = None
+    priority: int = 5
 
 
 @dataclass(slots=True)  # one per request, and not frozen: that would treble what it costs
@@ -309,6 +356,7 @@ class Record:
         replayed_as: for a dead letter that was replayed: the record that repeats it, or did.
         history: attempt notes, one line of JSON each.
         position: estimated records ahead of it, None when not waiting or not known.
+        stage: where the request of an unfinished record is; HERE for final ones.
         request: envelope and body, if asked for and still held.
         answer: if asked for and held.
     """
@@ -335,6 +383,7 @@ class Record:
     replay_of: bytes | None = None
     replayed_as: bytes | None = None
     position: int | None = None
+    stage: Stage = Stage.HERE
     request: tuple[bytes, Body] | None = None
     answer: Answer | None = None
 
@@ -358,11 +407,16 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Run the dead letter *id* again as the new record *new_id* (design R11)."""
+    """Run the dead letter *id* again as the new record *new_id* (design R11).
+
+    Args:
+        outbound: through a broker.
+    """
 
     id: bytes
     new_id: bytes
     max_age_seconds: float = 0.0
+    outbound: bool = False
 
 
 CURSOR_BYTES = 8
@@ -390,7 +444,9 @@ class Counts:
     Args:
         replayed: how many of `accepted` are replays.
         dead_letters: failed records held now, less those replayed.
-        delayed: queued or retrying records whose time has not come or whose key is taken.
+        delayed: queued or retrying records whose time has not come or whose key is taken; none that a
+            broker carries or is to carry.
+        publishing, carried: how many of `queued` are at these stages.
         bytes: what admission counts, all lanes: envelopes, bodies and answers held, blobs included,
             and the reserve of every unfinished record.
         oldest_ready_at: acceptance or due time of the leasable record that is first in line, the
@@ -410,6 +466,8 @@ class Counts:
     replayed: int = 0
     dead_letters: int = 0
     delayed: int = 0
+    publishing: int = 0
+    carried: int = 0
     bytes: int = 0
     oldest_ready_at: float | None = None
     stale_settlements: int = 0
@@ -511,12 +569,40 @@ class Store(Protocol):
         """Apply results. False: refused and counted, the epoch is not current or the record final.
 
         A record whose cancellation was requested becomes `cancelled` instead of retrying or queued.
-        The blob of a refused answer is deleted, unless it is the record's answer.
+        The blob of a refused answer is deleted, unless it is the record's answer. A `Finish` at epoch 0
+        is for a record that is publishing or carried, which nobody leased.
+        """
+        ...
+
+    async def outbound(self, limit: int, *, hold_seconds: float, wait_seconds: float) -> Sequence[Outbound]:
+        """Hand out up to *limit* records to be published, in order of acceptance.
+
+        Other calls do not get them for *hold_seconds*; then, if nobody said `carried`, they are handed
+        out again: a broker may get a record twice, under one id. Waits up to *wait_seconds* for the
+        first. A paused store hands out none.
+        """
+        ...
+
+    async def carried(self, ids: Sequence[bytes]) -> Sequence[bool]:
+        """The broker has these: their requests leave the store. False: not publishing (any more)."""
+        ...
+
+    async def arrive(self, records: Sequence[NewRecord]) -> Sequence[Arrival | Refused]:
+        """Take in what a broker delivered; returns when it is durable.
+
+        A record that is publishing or carried can be leased from now on, with the request that came; it
+        keeps its place in line, its time and its deadline. Only records that nobody knew ask for
+        admission: one that is Refused is to stay with the broker. Their `outbound` and `idempotency`
+        are not looked at. The caller deletes the blob of one that is neither TAKEN_IN nor RETURNED.
         """
         ...
 
     async def cancel(self, id: bytes) -> Record | None:
-        """Cancel at once if not running, else ask the runner to stop. Returns the record after it."""
+        """Cancel at once if not running, else ask the runner to stop. Returns the record after it.
+
+        One that is publishing or carried may have reached a consumer: its end, by this or by its
+        deadline, counts as an attempt.
+        """
         ...
 
     async def get(self, ids: Sequence[bytes], want: Want = Want.STATE) -> Sequence[Record | None]:
@@ -545,7 +631,9 @@ class Store(Protocol):
         ...
 
     async def replay(self, replays: Sequence[Replay]) -> Sequence[bool]:
-        """Accept dead letters anew; their old records and answers stay. False: not a dead letter.
+        """Accept dead letters anew; their old records and answers stay.
+
+        False: not a dead letter, or one whose request left with a broker.
 
         The new record has the request, lane, parent, priority, key, callback and rules of the old
         one, not its idempotency, and stands last in line. Admission limits do not apply: the

@@ -4,6 +4,8 @@ Every method runs to its end on the event loop without waiting, so each is one t
 found through heaps, never by looking at every record:
 
     ready     leasable records, one heap of sequence numbers per priority and lane
+    outbound  records to be handed out for publishing, a heap of sequence numbers
+    holding   when those handed out are to be handed out again
     waking    when a waiting record becomes due or passes its deadline
     lapsing   when leases run out
     deleting  when final records have outlived their time
@@ -18,7 +20,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from openhqm.errors import StoreUnavailable
 from openhqm.stores import rules
@@ -27,6 +29,7 @@ from openhqm.stores.base import (
     Abilities,
     Accepted,
     Answer,
+    Arrival,
     Blobs,
     Body,
     Change,
@@ -41,6 +44,7 @@ from openhqm.stores.base import (
     NewRecord,
     OnLost,
     Options,
+    Outbound,
     Page,
     Record,
     Refusal,
@@ -49,13 +53,14 @@ from openhqm.stores.base import (
     Replay,
     Retry,
     Settlement,
+    Stage,
     State,
     Want,
 )
 from openhqm.stores.blobs import Garbage, MemoryBlobs
 from openhqm.stores.clock import AnchoredClock, Clock
 from openhqm.stores.timers import Timers
-from openhqm.stores.waiting import Bell, Listener, Watchers, lease_when_ready
+from openhqm.stores.waiting import Bell, Listener, Watchers, take_when_ready
 
 MAX_INLINE_BYTES = 16 * 1024 * 1024
 PRIORITIES = 10
@@ -81,6 +86,7 @@ class _Row:
     callback: bytes | None = None
     parent: bytes | None = None
     replay_of: bytes | None = None
+    stage: Stage = Stage.HERE
     state: State = State.QUEUED
     epoch: int = 0
     attempts: int = 0
@@ -108,6 +114,7 @@ class _Line:
     accepted: int = 0
     replayed: int = 0
     dead_letters: int = 0
+    away: dict[Stage, int] = field(default_factory=lambda: {Stage.PUBLISHING: 0, Stage.CARRIED: 0})
     stale: int = 0
     leased: int = 0
     paused: bool = False
@@ -139,6 +146,9 @@ class MemoryStore:
         self._ids: dict[bytes, _Row] = {}
         self._scopes: dict[bytes, _Row] = {}
         self._secrets: dict[str, bytes] = {}
+        self._outbound: list[int] = []
+        self._holding = Timers()
+        self._outbound_bell = Bell()
         self._waking = Timers()
         self._lapsing = Timers()
         self._deleting = Timers()
@@ -161,6 +171,7 @@ class MemoryStore:
 
     async def close(self) -> None:
         self._open = False
+        self._outbound_bell.ring()
         for line in self._lines.values():
             line.bell.ring()
 
@@ -188,7 +199,7 @@ class MemoryStore:
             return leases
 
         bell = self._lines[lane].bell
-        return await lease_when_ready(attempt, bell, self._due_in_seconds, wait_seconds, lambda: self._open)
+        return await take_when_ready(attempt, bell, self._due_in_seconds, wait_seconds, lambda: self._open)
 
     async def extend(
         self, leases: Sequence[tuple[bytes, int]], *, lease_seconds: float
@@ -203,6 +214,32 @@ class MemoryStore:
         await self._committed()
         return results
 
+    async def outbound(self, limit: int, *, hold_seconds: float, wait_seconds: float) -> Sequence[Outbound]:
+        async def attempt() -> Sequence[Outbound]:
+            self._check_open()
+            found = self._hand_out(limit, hold_seconds)
+            await self._committed()
+            return found
+
+        def due_in_seconds() -> float:
+            return min(self._holding.next_at(), self._waking.next_at()) - self._clock()
+
+        return await take_when_ready(
+            attempt, self._outbound_bell, due_in_seconds, wait_seconds, lambda: self._open
+        )
+
+    async def carried(self, ids: Sequence[bytes]) -> Sequence[bool]:
+        self._check_open()
+        results = [self._carry(id) for id in ids]
+        await self._committed()
+        return results
+
+    async def arrive(self, records: Sequence[NewRecord]) -> Sequence[Arrival | Refused]:
+        self._check_open()
+        results = [self._arrive(record) for record in records]
+        await self._committed()
+        return results
+
     async def cancel(self, id: bytes) -> Record | None:
         self._check_open()
         row = self._ids.get(id)
@@ -211,7 +248,7 @@ class MemoryStore:
         if row.state is State.RUNNING:
             row.cancel_requested = True
         elif not row.state.is_final:
-            self._finish(row, State.CANCELLED)
+            self._end_waiting(row, State.CANCELLED)
         await self._committed()
         return self._record(row, Want.STATE)
 
@@ -247,6 +284,7 @@ class MemoryStore:
         self._check_open()
         self._lines[lane].paused = paused
         self._lines[lane].bell.ring()
+        self._outbound_bell.ring()
 
     # -- reading
 
@@ -289,7 +327,9 @@ class MemoryStore:
             expired=line.ended[State.EXPIRED],
             replayed=line.replayed,
             dead_letters=line.dead_letters,
-            delayed=line.waiting - line.ready_count,
+            delayed=line.waiting - line.ready_count - sum(line.away.values()),
+            publishing=line.away[Stage.PUBLISHING],
+            carried=line.away[Stage.CARRIED],
             bytes=self._bytes,
             oldest_ready_at=min((self._rows[seq].ready_at for seq in self._heads(line)), default=None),
             stale_settlements=line.stale,
@@ -328,6 +368,7 @@ class MemoryStore:
                 idempotency=record.idempotency,
                 callback=record.callback,
                 replay_of=record.replay_of,
+                stage=Stage.PUBLISHING if record.outbound else Stage.HERE,
             )
         )
         return Accepted(record.id)
@@ -343,6 +384,10 @@ class MemoryStore:
         line = self._lines[row.lane]
         line.accepted += 1
         line.replayed += row.replay_of is not None
+        if row.stage is Stage.PUBLISHING:
+            line.away[row.stage] += 1
+            heapq.heappush(self._outbound, row.seq)
+            self._outbound_bell.ring()
         self._rows[row.seq] = self._ids[row.id] = line.held[row.state][row.seq] = row
         if row.idempotency is not None:
             self._scopes[row.idempotency.scope] = row
@@ -352,8 +397,11 @@ class MemoryStore:
         self._queue(row)
 
     def _queue(self, row: _Row) -> None:
-        """Put an unleased record where it waits: for its time, its key or a consumer."""
+        """Put an unleased record where it waits: for its time, its key or a consumer, or to come back."""
         line = self._lines[row.lane]
+        if row.stage is not Stage.HERE:
+            self._waking.set(row.seq, row.deadline)
+            return
         is_due = row.ready_at <= self._clock()
         wakes_at = [] if is_due else [row.ready_at]
         if row.deadline is not None:
@@ -399,6 +447,62 @@ class MemoryStore:
             if heap:
                 yield heap[0]
 
+    # -- through a broker
+
+    def _hand_out(self, limit: int, hold_seconds: float) -> list[Outbound]:
+        now = self._clock()
+        self._wake(now, math.inf)
+        for seq in self._holding.pop_due(now):
+            heapq.heappush(self._outbound, seq)
+        found: list[Outbound] = []
+        while self._outbound and len(found) < limit and not self._lines[Lane.REQUESTS].paused:
+            row = self._rows.get(heapq.heappop(self._outbound))
+            if row is not None and row.stage is Stage.PUBLISHING:
+                self._holding.set(row.seq, now + hold_seconds)
+                found.append(_outbound_of(row))
+        return found
+
+    def _carry(self, id: bytes) -> bool:
+        row = self._ids.get(id)
+        if row is None or row.stage is not Stage.PUBLISHING:
+            return False
+        self._set_stage(row, Stage.CARRIED)
+        self._drop_request(row)
+        return True
+
+    def _arrive(self, record: NewRecord) -> Arrival | Refused:
+        row = self._ids.get(record.id)
+        if row is None:
+            if record.deadline is not None and record.deadline <= self._clock():
+                return Arrival.TOO_LATE
+            result = self._accept(replace(record, idempotency=None, outbound=False))
+            return result if isinstance(result, Refused) else Arrival.TAKEN_IN
+        if row.stage is Stage.HERE:
+            return Arrival.KNOWN
+        self._drop_request(row)
+        row.request = (record.envelope, record.body)
+        self._bytes += _held_bytes(row, with_answer=False)
+        self._set_stage(row, Stage.HERE)
+        self._queue(row)
+        return Arrival.RETURNED
+
+    def _set_stage(self, row: _Row, stage: Stage) -> None:
+        away = self._lines[row.lane].away
+        for each, change in ((row.stage, -1), (stage, 1)):
+            if each is not Stage.HERE:
+                away[each] += change
+        row.stage = stage
+        self._holding.set(row.seq, None)
+
+    def _away(self, settlement: Settlement) -> _Row | None:
+        """The record, if it is publishing or carried and this ends it."""
+        if settlement.epoch or not isinstance(settlement, Finish):
+            return None
+        row = self._ids.get(settlement.id)
+        return row if row is not None and row.stage is not Stage.HERE else None
+
+    # -- leases
+
     def _held_by(self, id: bytes, epoch: int) -> _Row | None:
         """The record, if *epoch* is its current lease; otherwise the refusal is counted."""
         row = self._ids.get(id)
@@ -415,7 +519,7 @@ class MemoryStore:
         return Extension.CANCEL_REQUESTED if row.cancel_requested else Extension.HELD
 
     def _settle(self, settlement: Settlement) -> bool:
-        row = self._held_by(settlement.id, settlement.epoch)
+        row = self._away(settlement) or self._held_by(settlement.id, settlement.epoch)
         if row is None:
             self._refuse_answer(settlement)
             return False
@@ -453,12 +557,17 @@ class MemoryStore:
         row.ready_at = self._clock() + max(delay_seconds, 0.0)
         self._queue(row)
 
+    def _end_waiting(self, row: _Row, state: State) -> None:
+        row.attempts += row.stage is not Stage.HERE  # a consumer may have it
+        self._finish(row, state)
+
     def _finish(self, row: _Row, state: State, answer: Answer | None = None, reason: str = "") -> None:
         line = self._lines[row.lane]
         now = self._clock()
         self._unready(row)
         self._waking.set(row.seq, None)
         self._lapsing.set(row.seq, None)
+        self._set_stage(row, Stage.HERE)
         row.reason, row.answer, row.finished_at = reason, answer, now
         is_dead = state is State.FAILED
         row.expires_at = now + (
@@ -526,7 +635,7 @@ class MemoryStore:
         for seq in self._waking.pop_due(now):
             row = self._rows[seq]
             if row.deadline is not None and row.deadline <= now:
-                self._finish(row, State.EXPIRED)
+                self._end_waiting(row, State.EXPIRED)
             else:
                 self._queue(row)
             if len(self._changes) >= limit:
@@ -547,6 +656,8 @@ class MemoryStore:
         row = self._ids.get(replay.id)
         if row is None or row.state is not State.FAILED or row.replayed_as is not None:
             return False
+        if row.request is None:
+            return False
         row.replayed_as = replay.new_id
         now = self._clock()
         self._lines[row.lane].dead_letters -= 1
@@ -566,6 +677,7 @@ class MemoryStore:
                 callback=row.callback,
                 parent=row.parent,
                 replay_of=row.id,
+                stage=Stage.PUBLISHING if replay.outbound else Stage.HERE,
             )
         )
         return True
@@ -624,7 +736,8 @@ class MemoryStore:
             parent=row.parent,
             replay_of=row.replay_of,
             replayed_as=row.replayed_as,
-            position=self._position(row) if is_waiting else None,
+            position=self._position(row) if is_waiting and row.stage is Stage.HERE else None,
+            stage=row.stage,
             request=row.request if Want.REQUEST in want else None,
             answer=row.answer if Want.ANSWER in want else None,
         )
@@ -668,6 +781,11 @@ def _lease_of(row: _Row) -> Lease:
         parent=row.parent,
         leased_at=row.started_at or 0.0,
     )
+
+
+def _outbound_of(row: _Row) -> Outbound:
+    envelope, body = row.request or (b"", b"")
+    return Outbound(row.id, envelope, body, row.accepted_at, row.deadline, row.key, row.priority)
 
 
 def _held_bytes(row: _Row, with_answer: bool = True) -> int:

@@ -57,7 +57,7 @@ from openhqm.stores.sqlite_commits import MOST_WEIGHT, GroupCommit
 from openhqm.stores.sqlite_ledger import Ledger
 from openhqm.stores.sqlite_reader import Reader
 from openhqm.stores.sqlite_rows import LANES
-from openhqm.stores.waiting import Bell, Listener, Watchers, lease_when_ready
+from openhqm.stores.waiting import Bell, Listener, Watchers, take_when_ready
 
 MAX_INLINE_BYTES = 1024 * 1024
 DELETIONS_PER_CHANGE = 10
@@ -199,7 +199,7 @@ class SqliteStore:
         async def attempt() -> Sequence[Lease]:
             return await self._lease(limit, lease_seconds, number)
 
-        return await lease_when_ready(
+        return await take_when_ready(
             attempt, self._bells[number], self._due_in_seconds, wait_seconds, lambda: self._is_open
         )
 

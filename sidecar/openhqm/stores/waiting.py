@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
-from openhqm.stores.base import Change, Lease
+from openhqm.stores.base import Change
 
+Taken = TypeVar("Taken")
 Listener = Callable[[Sequence[Change]], None]
 
 _SOONEST_SECONDS = 0.001
@@ -52,14 +54,14 @@ class Bell:
             ticket.set_result(None)
 
 
-async def lease_when_ready(
-    attempt: Callable[[], Awaitable[Sequence[Lease]]],
+async def take_when_ready(
+    attempt: Callable[[], Awaitable[Sequence[Taken]]],
     bell: Bell,
     due_in_seconds: Callable[[], float],
     wait_seconds: float,
     is_open: Callable[[], bool],
-) -> Sequence[Lease]:
-    """Try to lease until there is something, time is up, or the store closes.
+) -> Sequence[Taken]:
+    """Try to take work until there is some, time is up, or the store closes.
 
     Args:
         due_in_seconds: until a waiting record's time comes; infinite when there is none.
@@ -69,10 +71,10 @@ async def lease_when_ready(
     while True:
         # The ticket comes first: work that arrives during the attempt must not be slept through.
         ticket = bell.ticket()
-        leases = await attempt()
+        taken = await attempt()
         rest_seconds = ends_at - loop.time()
-        if leases or rest_seconds <= 0:
-            return leases
+        if taken or rest_seconds <= 0:
+            return taken
         pause_seconds = min(rest_seconds, max(due_in_seconds(), _SOONEST_SECONDS))
         await asyncio.wait([ticket], timeout=pause_seconds)
         if not is_open():
