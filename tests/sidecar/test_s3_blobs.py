@@ -72,7 +72,7 @@ async def test_bytes_come_back_exactly_in_chunks_of_bounded_size(blobs: S3Blobs,
 
     chunks = [chunk async for chunk in blobs.read(ref)]
     assert b"".join(chunks) == data
-    assert ref == BlobRef(f"{ID.hex()}.0", size)
+    assert (ref.name.startswith(f"{ID.hex()}.0-"), ref.size) == (True, size)
     assert max(map(len, chunks), default=0) <= CHUNK_BYTES
 
 
@@ -96,8 +96,6 @@ async def test_an_aborted_blob_leaves_nothing(blobs: S3Blobs, s3_server: S3Serve
 
     await writer.abort()
 
-    with pytest.raises(KeyError):
-        await read(blobs, BlobRef(f"{id.hex()}.0", size))
     assert await objects(blobs) == []
     assert not [name for name in s3_server.unfinished_uploads(BUCKET) if id.hex() in name]
 
@@ -143,7 +141,7 @@ async def objects(blobs: S3Blobs) -> list[str]:
 @pytest.mark.parametrize("size", [1, 3 * PART_BYTES])
 async def test_a_server_that_is_away_is_a_store_that_is_unavailable(url: str, size: int) -> None:
     blobs = S3Blobs.from_url(re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{free_port()}", url))
-    ref = BlobRef(f"{ID.hex()}.0", size)
+    ref = BlobRef(f"{ID.hex()}.0-00000000", size)
 
     async with asyncio.timeout(10):
         with pytest.raises(StoreUnavailable, match="cannot write blob"):
@@ -215,4 +213,4 @@ async def test_a_large_request_and_its_large_answer_go_through_s3(
     await client.close()
 
     assert (got.status, got.body, seen) == (200, data[::-1], [data])
-    assert [name.endswith(".a-1") for name in names] == [True]
+    assert [".a-1-" in name for name in names] == [True]

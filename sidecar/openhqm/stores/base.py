@@ -501,7 +501,7 @@ class Blobs(Protocol):
     """Large bodies beside the records."""
 
     async def write(self, record_id: bytes, part: str) -> BlobWriter:
-        """Begin a blob. *part* is "request" or "answer-<epoch>": an old epoch never overwrites."""
+        """Begin a blob. *part* is "request" or "answer-<epoch>"; no two blobs have one name."""
         ...
 
     def read(self, ref: BlobRef) -> AsyncIterator[bytes]:

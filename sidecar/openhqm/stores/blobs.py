@@ -4,8 +4,9 @@ Ingress and forwarder write them, a Store's record names them, the Store deletes
 blob is durable before the record that names it is committed; what no record names is an orphan,
 found by `names` and removed when the store opens.
 
-Names are `<record id in hex>.0` for a request and `<record id in hex>.a-<epoch>` for an answer, so
-that an answer of an old epoch never overwrites a later one.
+Names are `<record id in hex>.0-<random>` for a request and `<record id in hex>.a-<epoch>-<random>` for an
+answer. The random digits keep writers of the same part apart: a message that comes twice, or the answers of
+two consumers that are not ours, must not write over, or be deleted as, what a record has.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from io import FileIO
 from pathlib import Path
@@ -28,16 +30,17 @@ CHUNK_BYTES = 256 * 1024
 
 _log = structlog.get_logger(__name__)
 _PART = re.compile(r"request|answer-(\d+)")
-_NAME = re.compile(r"[0-9a-f]{2,64}\.(0|a-\d+)")
+_NAME = re.compile(r"[0-9a-f]{2,64}\.(0|a-\d+)-[0-9a-f]{8}")
 _PARTIAL = ".partial"
 
 
 def blob_name(record_id: bytes, part: str) -> str:
-    """Return the name of *part* ("request" or "answer-<epoch>") of a record. Raises ValueError."""
+    """Return a new name for *part* ("request" or "answer-<epoch>") of a record. Raises ValueError."""
     match = _PART.fullmatch(part)
     if match is None:
         raise ValueError(f"not a part of a record: {part!r}")
-    return f"{record_id.hex()}.{'0' if match[1] is None else 'a-' + match[1]}"
+    kind = "0" if match[1] is None else f"a-{match[1]}"
+    return f"{record_id.hex()}.{kind}-{secrets.token_hex(4)}"
 
 
 def record_of(name: str) -> bytes:

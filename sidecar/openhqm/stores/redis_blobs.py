@@ -1,13 +1,11 @@
 """Large bodies as lists of chunks in Redis.
 
 A blob is written under an expiry and kept for good by the transition that commits the record naming
-it, so what is never named removes itself. The scripts delete a blob with its record. Names end in
-random digits: two writers of the same part never meet.
+it, so what is never named removes itself. The scripts delete a blob with its record.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Sequence
 
 from openhqm.stores.base import BlobRef
@@ -34,7 +32,7 @@ class RedisBlobs:
         self._argv = argv
 
     async def write(self, record_id: bytes, part: str) -> _Writer:
-        name = f"{blob_name(record_id, part)}-{secrets.token_hex(4)}"
+        name = blob_name(record_id, part)
         return _Writer(self, name, self._append if part == "request" else self._append_always)
 
     async def read(self, ref: BlobRef) -> AsyncIterator[bytes]:
