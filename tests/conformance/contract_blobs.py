@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.conformance.store_case import (
     Audited,
     StoreCase,
@@ -21,6 +22,7 @@ from tests.conformance.store_fixtures import StoreFixtures
 
 from openhqm.stores.base import (
     Answer,
+    Arrival,
     BlobRef,
     Finish,
     OnLost,
@@ -103,6 +105,47 @@ class BlobContract(StoreFixtures):
         assert await _read(store, body) == b"payload"
         await store.settle([done(lease)])
         assert not await _exists(store, body)
+
+    @pytest.mark.parametrize("is_carried", [False, True], ids=["publishing", "carried"])
+    async def test_a_blob_is_exchanged_for_the_one_that_comes_back(
+        self, store: Store, is_carried: bool
+    ) -> None:
+        id = fresh_id()
+        sent = await _blob(store, id, "request", b"sent")
+        await store.accept([new(id=id, body=sent, outbound=True)])
+        if is_carried:
+            await store.carried([id])
+            assert not await _exists(store, sent)
+
+        back = await _blob(store, id, "request", b"back")
+        assert await store.arrive([new(id=id, body=back)]) == [Arrival.RETURNED]
+
+        lease = await take_one(store)
+        assert lease.body == back
+        assert await _read(store, back) == b"back"
+        assert not await _exists(store, sent)
+        await store.settle([done(lease)])
+        assert not await _exists(store, back)
+
+    async def test_the_blob_of_a_known_message_is_deleted_unless_it_is_the_records(
+        self, store: Store
+    ) -> None:
+        id = fresh_id()
+        body = await _blob(store, id, "request", b"payload")
+        assert await store.arrive([new(id=id, body=body)]) == [Arrival.TAKEN_IN]
+
+        assert await store.arrive([new(id=id, body=body)]) == [Arrival.KNOWN]
+        assert await _read(store, body) == b"payload"
+        again = await _blob(store, id, "request", b"payload")
+        assert await store.arrive([new(id=id, body=again)]) == [Arrival.KNOWN]
+
+        lease = await take_one(store)
+        assert not await _exists(store, again)
+        assert await _read(store, body) == b"payload"
+        await store.settle([done(lease)])
+        late = await _blob(store, id, "request", b"payload")
+        assert await store.arrive([new(id=id, body=late)]) == [Arrival.KNOWN]
+        assert not await _exists(store, late)
 
 
 async def _blob(store: Store, id: bytes, part: str, data: bytes) -> BlobRef:

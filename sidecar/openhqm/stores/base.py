@@ -593,7 +593,8 @@ class Store(Protocol):
         A record that is publishing or carried can be leased from now on, with the request that came; it
         keeps its place in line, its time and its deadline. Only records that nobody knew ask for
         admission: one that is Refused is to stay with the broker. Their `outbound` and `idempotency`
-        are not looked at. The caller deletes the blob of one that is neither TAKEN_IN nor RETURNED.
+        are not looked at. The blob of one that is KNOWN is deleted, unless it is the record's: then this
+        repeats the call that took it in. The caller deletes that of one that is Refused or TOO_LATE.
         """
         ...
 

@@ -449,7 +449,7 @@ class MemoryStore:
 
     # -- through a broker
 
-    def _hand_out(self, limit: int, hold_seconds: float) -> list[Outbound]:
+    def _hand_out(self, limit: int, hold_seconds: float) -> Sequence[Outbound]:
         now = self._clock()
         self._wake(now, math.inf)
         for seq in self._holding.pop_due(now):
@@ -478,6 +478,8 @@ class MemoryStore:
             result = self._accept(replace(record, idempotency=None, outbound=False))
             return result if isinstance(result, Refused) else Arrival.TAKEN_IN
         if row.stage is Stage.HERE:
+            if row.request is None or row.request[1] != record.body:
+                self._garbage.add(record.body)
             return Arrival.KNOWN
         self._drop_request(row)
         row.request = (record.envelope, record.body)
