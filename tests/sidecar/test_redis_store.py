@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from tests.conformance.store_case import StoreCase, eventually, get_one, new, take, take_one
+from tests.conformance.contract_outbound import back, carried, hand_out, outbound
+from tests.conformance.store_case import (
+    StoreCase,
+    eventually,
+    fresh_id,
+    get_one,
+    new,
+    reach_its_wait,
+    take,
+    take_one,
+)
 from tests.conformance.store_contract import StoreContract
 from tests.conformance.store_endings import done
 from tests.services import RedisServer, binary, free_port, missing, start_cluster, start_sentinel
@@ -23,6 +33,7 @@ from openhqm.errors import SettingsError, StoreUnavailable
 from openhqm.stores.base import (
     Accepted,
     Answer,
+    Arrival,
     BlobRef,
     Change,
     Durability,
@@ -33,7 +44,9 @@ from openhqm.stores.base import (
     Refusal,
     Refused,
     Release,
+    Replay,
     Retry,
+    Stage,
     State,
     Store,
     Want,
@@ -627,6 +640,28 @@ async def test_blobs_kept_elsewhere_are_deleted_by_the_sweep(
     await store.close()
 
 
+async def test_a_body_kept_elsewhere_comes_back_while_the_one_that_left_awaits_the_sweep(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    blobs = FileBlobs(tmp_path)
+    store = RedisStore.from_url(redis_server.url, Options(), blobs)
+    await store.open()
+    record = outbound()
+    sent = await written(store, record.id, "request", b"x" * 1000)
+    await store.accept([replace(record, body=sent)])
+    await store.carried([record.id])
+
+    returned = await written(store, record.id, "request", b"x" * 1000)
+    assert await store.arrive([back(record, body=returned)]) == [Arrival.RETURNED]
+    copy = await written(store, record.id, "request", b"x" * 1000)
+    assert await store.arrive([back(record, body=copy)]) == [Arrival.KNOWN]
+    await store.sweep()
+
+    assert await blobs.names() == [returned.name]
+    assert (await take_one(store)).body == returned
+    await store.close()
+
+
 @pytest.mark.parametrize(
     ("url", "target"),
     [
@@ -682,6 +717,148 @@ async def test_tls_checks_the_name_in_the_certificate(tmp_path: Path, name: str,
         server.stop()
 
 
+# ---------------------------------------------------------------- through a broker
+
+
+async def test_a_hold_is_kept_by_all_processes(open_store: Opener) -> None:
+    one, other = await open_store(), await open_store()
+    records = [outbound() for _ in range(3)]
+    await one.accept(records)
+
+    [first] = await hand_out(one, 1, hold_seconds=0.3)
+    rest = await hand_out(other)
+    again = await hand_out(other, wait_seconds=5.0)
+
+    assert [first.id, *(each.id for each in rest)] == [record.id for record in records]
+    assert again == [first]
+
+
+async def test_who_waits_to_publish_is_woken_by_other_processes(
+    open_store: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their notices, not by looking again."""
+    monkeypatch.setattr("openhqm.stores.redis.REREAD_SECONDS", 60.0)
+    one, other = await open_store(), await open_store()
+    dead = outbound()
+    await one.accept([dead])
+    await one.settle([Finish(dead.id, 0, State.FAILED, sent=False)])
+
+    async def resume() -> None:
+        await one.pause(False)
+
+    async def replay() -> None:
+        await one.replay([Replay(dead.id, fresh_id(), outbound=True)])
+
+    async def accept() -> None:
+        await one.accept([new(), outbound()])
+
+    for wake in (accept, replay, resume):
+        if wake is resume:
+            await one.pause(True)
+            await one.accept([outbound()])
+        waiting = asyncio.create_task(hand_out(other, wait_seconds=30.0))
+        await reach_its_wait()
+        await wake()
+        async with asyncio.timeout(5):
+            assert len(await waiting) == 1
+
+
+async def test_what_was_handed_out_in_a_reply_that_was_lost_is_handed_out_again(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    async with LosingProxy(redis_server.port) as proxy:
+        store = await open_store(f"redis://127.0.0.1:{proxy.port}")
+        await store.accept([record := outbound()])
+        assert [each.id for each in await hand_out(store, hold_seconds=0.0)] == [record.id]
+        proxy.lose_replies = True
+
+        with pytest.raises(StoreUnavailable):
+            await hand_out(store, hold_seconds=0.2)
+        proxy.lose_replies = False
+
+        assert [each.id for each in await hand_out(store, wait_seconds=5.0)] == [record.id]
+
+
+async def test_messages_whose_reply_was_lost_are_taken_in_once(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    """And the blob that is a record's by then stays, though the repetition finds it known."""
+    async with LosingProxy(redis_server.port) as proxy:
+        store = await open_store(f"redis://127.0.0.1:{proxy.port}")
+        away, unknown = await carried(store), new()
+        assert await store.arrive([new()]) == [Arrival.TAKEN_IN]  # the server knows the script
+        body = await written(store, away.id, "request", b"large")
+        proxy.lose_replies = True
+
+        with pytest.raises(StoreUnavailable):
+            await store.arrive([back(away, body=body), unknown])
+        proxy.lose_replies = False
+
+        again = await store.arrive([back(away, body=body), unknown])
+        assert again == [Arrival.KNOWN, Arrival.KNOWN]
+        counts = await store.counts()
+        assert (counts.accepted, counts.queued, counts.carried) == (3, 3, 0)
+        assert b"".join([chunk async for chunk in store.blobs.read(body)]) == b"large"
+
+
+@pytest.mark.parametrize("share", [0.99, 1.05], ids=["full", "nearly full"])
+async def test_a_full_server_takes_back_what_a_broker_carried_and_nothing_new(
+    redis_server: RedisServer, open_store: Opener, share: float
+) -> None:
+    before = await open_store()
+    away, publishing = await carried(before, body=b"x" * 1000), outbound(body=b"y" * 1000)
+    await before.accept([publishing])
+
+    with limited_memory(redis_server, share):
+        # One that learns it from the server's refusal, or one that looks.
+        store = before if share < 1 else await open_store()
+        arrived = await store.arrive([back(away), new()])
+        handed_out = await hand_out(store)
+        gone = await store.carried([publishing.id])
+        settled = await store.settle([done(await take_one(store))])
+
+    assert arrived == [Arrival.RETURNED, Refused(Refusal.BYTES_FULL)]
+    assert ([each.id for each in handed_out], gone, settled) == ([publishing.id], [True], [True])
+    assert (await get_one(store, away.id)).state is State.DONE
+
+
+async def test_one_that_came_back_is_as_ordinary_as_any(
+    redis_server: RedisServer, open_store: Opener
+) -> None:
+    store = await open_store()
+    record = await carried(store, body=b"request")
+    assert keys_of(redis_server, record.id) == {b"m:"}
+
+    assert await store.arrive([back(record)]) == [Arrival.RETURNED]
+    await store.settle([done(await take_one(store))])
+
+    assert keys_of(redis_server, record.id) == {b"m:", b"q:"}, "its answer took the place of its request"
+    assert await store.purge([record.id]) == 1
+    assert keys_of(redis_server, record.id) == set()
+    assert (await store.counts()).bytes == 0
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.DONE])
+@pytest.mark.parametrize("stage", [Stage.PUBLISHING, Stage.CARRIED])
+async def test_one_that_ended_away_leaves_nothing_behind(
+    redis_server: RedisServer, open_store: Opener, stage: Stage, state: State
+) -> None:
+    store = await open_store()
+    record = outbound(key=b"k", callback=b"callback")
+    await store.accept([record])
+    await hand_out(store)
+    if stage is Stage.CARRIED:
+        await store.carried([record.id])
+    await store.settle([Finish(record.id, 0, state, Answer(b"head", b"body"), note=b"{}")])
+
+    assert await store.purge([record.id]) == 1
+
+    assert keys_of(redis_server, record.id) == set()
+    with redis_server.client() as client:
+        names = {key.rpartition(b"}:")[2] for key in client.scan_iter()}
+    assert names.isdisjoint({b"publishing", b"in-hand", b"line:k", b"timers"})
+
+
 # ---------------------------------------------------------------- Sentinel and Cluster
 
 
@@ -714,6 +891,12 @@ async def test_a_cluster_is_the_node_that_owns_the_queue(
                 await store.accept([record := new(key=b"k", callback=b"c")])
 
                 assert [lease.id for lease in await waiting] == [record.id]
+                away = await carried(store, key=b"other", callback=b"c")
+                assert await store.arrive([back(away), new(key=b"third")]) == [
+                    Arrival.RETURNED,
+                    Arrival.TAKEN_IN,
+                ]
+                assert (await take_one(store)).id == away.id
     finally:
         for server in servers:
             server.stop()

@@ -4,14 +4,15 @@ Every transition is one Lua script call on a batch; a script runs alone, on the 
 checks epochs where one is held. The layout of the keys is told in `redis_scripts/common.lua`.
 
 Scripts that take in new work are refused by a full server (maxmemory, noeviction); those that lease,
-settle and clean up may still write, so that a full server drains. Admission stops a little earlier
-than that, to leave them room.
+settle and clean up may still write, so that a full server drains, and so may what a broker carried come
+back. Admission stops a little earlier than that, to leave them room.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from openhqm.stores.base import (
     CURSOR_BYTES,
     Abilities,
     Accepted,
+    Arrival,
     BlobRef,
     Blobs,
     Change,
@@ -33,12 +35,14 @@ from openhqm.stores.base import (
     Lease,
     NewRecord,
     Options,
+    Outbound,
     Page,
     Record,
     Refusal,
     Refused,
     Replay,
     Settlement,
+    Stage,
     State,
     Want,
 )
@@ -46,9 +50,10 @@ from openhqm.stores.redis_blobs import RedisBlobs
 from openhqm.stores.redis_callers import Callers
 from openhqm.stores.redis_link import Link, Script
 from openhqm.stores.redis_notices import Notices
+from openhqm.stores.redis_records import Work
 from openhqm.stores.redis_timers import LeaseCalls
 from openhqm.stores.redis_url import parse_url
-from openhqm.stores.redis_wire import Argument, Denied, ServerError
+from openhqm.stores.redis_wire import Argument, Denied, MemoryFull, ServerError
 
 Item = TypeVar("Item")
 
@@ -58,7 +63,7 @@ BATCH_BYTES = 4 * 1024 * 1024
 """Most bytes of bodies in one script call."""
 
 REREAD_SECONDS = 1.0
-"""How long a waiting lease trusts notices before it looks again."""
+"""How long who waits for work trusts notices before looking again."""
 
 MEMORY_SHARE = 0.9
 """Share of maxmemory at which new records are refused; the rest is for answers."""
@@ -67,9 +72,11 @@ MEMORY_CHECK_SECONDS = 1.0
 _SCANNED = 500
 _EXTENSIONS = (Extension.LOST, Extension.HELD, Extension.CANCEL_REQUESTED)
 _REFUSALS = {reason.value.encode(): Refused(reason) for reason in Refusal}
+_ARRIVALS = {arrival.value.encode(): arrival for arrival in Arrival}
 _BLOB_GONE = b"blob-gone"
 _COUNTED = (
     "accepted", "queued", "running", "retrying", "done", "failed", "cancelled", "expired", "replayed",
+    "publishing", "carried",
 )  # fmt: skip
 
 
@@ -113,16 +120,19 @@ class RedisStore:
             name: _load_script(name, libraries, flags)
             for libraries, flags, names in (
                 ((), "", ("accept_plain",)),
-                (("common", "life"), "", ("accept", "replay")),
+                (("common", "life", "admission"), "", ("accept", "arrive")),
+                (("common", "life"), "", ("replay",)),
                 ((), "allow-oom", ("settle_plain",)),
                 (("lease_plain", "common", "life"), "allow-oom", ("lease",)),
                 (("common", "life"), "allow-oom", ("settle", "cancel", "purge", "sweep")),
+                (("common", "life"), "allow-oom", ("outbound", "carried")),
                 (("common",), "allow-oom", ("extend", "pause")),
                 (("common", "reading"), "no-writes", ("read", "list")),
                 (("common",), "no-writes", ("counts",)),
             )
             for name in names
         }
+        self._arrive_when_full = _load_script("arrive", ("common", "life", "admission"), "allow-oom")
         self.blobs = blobs or RedisBlobs(
             self._link,
             self._prefix,
@@ -217,18 +227,27 @@ class RedisStore:
     async def lease(
         self, limit: int, *, lease_seconds: float, wait_seconds: float, lane: Lane = Lane.REQUESTS
     ) -> Sequence[Lease]:
+        return await self._take(lane, lambda: self._lease(limit, lease_seconds, lane), wait_seconds)
+
+    async def _take(
+        self, work: Work, attempt: Callable[[], Awaitable[tuple[list[Item], float]]], wait_seconds: float
+    ) -> list[Item]:
+        """Attempt to take some of *work* until there is some, time is up, or the store closes.
+
+        Args: attempt: returns what it took, and seconds until there may be more.
+        """
         if wait_seconds <= 0:
-            return (await self._lease(limit, lease_seconds, lane))[0]
+            return (await attempt())[0]
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_seconds
-        async with self._notices.waiter(lane) as may_lease:
+        async with self._notices.waiter(work) as may_take:
             while True:
-                may_lease.clear()
-                leases, due_in = await self._lease(limit, lease_seconds, lane)
+                may_take.clear()
+                taken, due_in = await attempt()
                 left = until - loop.time()
-                if leases or left <= 0:
-                    return leases
-                await _wait(may_lease, min(left, REREAD_SECONDS, due_in))
+                if taken or left <= 0:
+                    return taken
+                await _wait(may_take, min(left, REREAD_SECONDS, due_in))
                 if self._closed:
                     return []
 
@@ -248,11 +267,11 @@ class RedisStore:
             raise
         self._callers.put_back(caller, was_heard=True)
         due, time, ids, metas, contents = reply
-        due_in, now = records.unpack_float(due), records.unpack_float(time)
+        now = records.unpack_float(time)
         assert now is not None
         leases = records.unpack_leases(ids, metas, contents, now)
         self._lease_calls.leased(leases)
-        return leases, REREAD_SECONDS if due_in is None else max(due_in, 0.0)
+        return leases, _due_in(due)
 
     def _give_back_soon(self) -> None:
         if not self._closed:
@@ -301,6 +320,49 @@ class RedisStore:
         if 2 in replies:
             raise StoreUnavailable("the blob of an answer was gone before it was settled")
         return [code == 1 for code in replies]
+
+    # ------------------------------------------------------------ through a broker
+
+    async def outbound(self, limit: int, *, hold_seconds: float, wait_seconds: float) -> Sequence[Outbound]:
+        asked = records.pack_outbound(min(limit, BATCH_RECORDS), hold_seconds)
+        return await self._take(Stage.PUBLISHING, lambda: self._hand_out(asked), wait_seconds)
+
+    async def _hand_out(self, asked: bytes) -> tuple[list[Outbound], float]:
+        """Records to be published, and seconds until one can be handed out again."""
+        due, ids, metas, contents = await self._run("outbound", (self._argv, asked))
+        return records.unpack_outbound(ids, metas, contents), _due_in(due)
+
+    async def carried(self, ids: Sequence[bytes]) -> Sequence[bool]:
+        results: list[bool] = []
+        for batch in _batches(ids):
+            results += [code == 1 for code in await self._run("carried", (self._argv, *batch))]
+        return results
+
+    async def arrive(self, new: Sequence[NewRecord]) -> Sequence[Arrival | Refused]:
+        await self._check_memory()
+        results: list[Arrival | Refused] = []
+        for batch in _batches(new, _request_bytes):
+            args: list[Argument] = []
+            for message in batch:
+                record = replace(message, outbound=False, idempotency=None)
+                args += records.pack_new(record, self._options.answer_reserve_bytes)
+            results += [_arrival(reply) for reply in await self._take_in(args)]
+        return results
+
+    async def _take_in(self, args: Sequence[Argument]) -> Sequence[bytes]:
+        """Run the script for messages. A full server takes back what was carried, and nothing new."""
+        replies: Sequence[bytes]
+        if not self._is_memory_full:
+            try:
+                replies = await self._run("arrive", (self._argv, *args))
+                return replies
+            except StoreUnavailable as exc:
+                if not isinstance(exc.__cause__, MemoryFull):
+                    raise
+        replies = await self._link.run(self._arrive_when_full, (self._argv_when_full, *args))
+        return replies
+
+    # ------------------------------------------------------------ one record
 
     async def cancel(self, id: bytes) -> Record | None:
         held = await self._run("cancel", (self._argv, id))
@@ -441,6 +503,18 @@ def _admission(record: NewRecord, reply: bytes) -> Accepted | Existing | Refused
     if reply == _BLOB_GONE:
         raise StoreUnavailable("the blob of a request was gone before it was accepted")
     return _REFUSALS.get(reply) or Existing(reply)
+
+
+def _arrival(reply: bytes) -> Arrival | Refused:
+    if reply == _BLOB_GONE:
+        raise StoreUnavailable("the blob of a message was gone before it was taken in")
+    return _ARRIVALS.get(reply) or _REFUSALS[reply]
+
+
+def _due_in(packed: bytes) -> float:
+    """Seconds until more work is due, as a script says it."""
+    seconds = records.unpack_float(packed)
+    return REREAD_SECONDS if seconds is None else max(seconds, 0.0)
 
 
 def _request_bytes(record: NewRecord) -> int:

@@ -1,9 +1,10 @@
-"""Tells listeners and waiting leases what any process changed, as the scripts publish it.
+"""Tells listeners, and who waits for work, what any process changed, as the scripts publish it.
 
 One connection subscribes to the queue's channel while somebody listens or waits. Redis does not
 repeat notices, so a lost one costs the slow re-read of whoever waits, never an answer.
 
-    notice = bits of the lanes that have something new to lease, then changes of state
+    notice = bits of the lanes that have something new to lease, and of what is to be published (`WORK`),
+             then changes of state
            | ALIKE, lane, state, then the ids of records all of which have this state now
 """
 
@@ -13,9 +14,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from openhqm.stores.base import Change, Lane
+from openhqm.stores.base import Change
 from openhqm.stores.redis_link import Link
-from openhqm.stores.redis_records import LANE_CODES, LANES, AlikeChanges, unpack_changes
+from openhqm.stores.redis_records import WORK, AlikeChanges, Work, unpack_changes
 from openhqm.stores.redis_wire import Connection, ServerError
 
 Listener = Callable[[Sequence[Change]], None]
@@ -37,7 +38,7 @@ class Notices:
         self._link = link
         self._channel = channel
         self._listeners: list[Listener] = []
-        self._waiting: dict[Lane, set[asyncio.Event]] = {lane: set() for lane in LANES}
+        self._waiting: dict[Work, set[asyncio.Event]] = {work: set() for work in WORK}
         self._receiver: asyncio.Task[None] | None = None
         self._needed_until = 0.0
         self._heard = False
@@ -55,19 +56,19 @@ class Notices:
         return stop
 
     @asynccontextmanager
-    async def waiter(self, lane: Lane) -> AsyncIterator[asyncio.Event]:
-        """An event set whenever *lane* may have something to lease, or on closing."""
+    async def waiter(self, work: Work) -> AsyncIterator[asyncio.Event]:
+        """An event set whenever there may be some of *work*, one of `WORK`, or on closing."""
         event = asyncio.Event()
-        self._waiting[lane].add(event)
+        self._waiting[work].add(event)
         self._need()
         try:
             yield event
         finally:
-            self._waiting[lane].discard(event)
+            self._waiting[work].discard(event)
 
     async def close(self) -> None:
         self._closed = True
-        self._wake(LANES)
+        self._wake(WORK)
         if self._receiver is not None:
             self._receiver.cancel()
             await asyncio.wait([self._receiver])
@@ -119,18 +120,18 @@ class Notices:
         if message[0] == b"message":
             self._tell(message[2])
         elif message[0] == b"subscribe":
-            self._wake(LANES)  # what came before this was not heard
+            self._wake(WORK)  # what came before this was not heard
 
     def _tell(self, notice: bytes) -> None:
         is_alike = notice[0] == ALIKE
         if notice[0] and not is_alike:
-            self._wake([lane for lane, code in LANE_CODES.items() if notice[0] >> code & 1])
+            self._wake([work for bit, work in enumerate(WORK) if notice[0] >> bit & 1])
         if self._listeners and len(notice) > 1:
             changes = AlikeChanges(notice[1:]) if is_alike else unpack_changes(notice, 1)
             for listener in tuple(self._listeners):
                 listener(changes)
 
-    def _wake(self, lanes: Sequence[Lane]) -> None:
-        for lane in lanes:
-            for event in self._waiting[lane]:
+    def _wake(self, every: Sequence[Work]) -> None:
+        for work in every:
+            for event in self._waiting[work]:
                 event.set()

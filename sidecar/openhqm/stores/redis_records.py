@@ -22,10 +22,12 @@ from openhqm.stores.base import (
     NewRecord,
     OnLost,
     Options,
+    Outbound,
     Record,
     Replay,
     Retry,
     Settlement,
+    Stage,
     State,
     Want,
 )
@@ -38,11 +40,15 @@ STATES = tuple(State)
 LANES = tuple(Lane)
 STATE_CODES = {state: code for code, state in enumerate(STATES)}
 LANE_CODES = {lane: code for code, lane in enumerate(LANES)}
+Work = Lane | Stage
+WORK: tuple[Work, ...] = (*LANES, Stage.PUBLISHING)
+"""What somebody may wait for; in a notice each is the bit of its place here."""
 ID_BYTES = 16
 
 # Flags, as in common.lua.
 _CANCEL_REQUESTED, _CALLBACK, _OWNS_REQUEST_BLOB = 1, 2, 4
 _REPLAYED, _REQUEST, _KEYED, _SCOPED, _BRIEF = 32, 128, 256, 1024, 2048
+_PUBLISHING, _CARRIED = 4096, 8192
 _NO_ANSWER, _INLINE, _BLOB = 0, 1, 2
 _FINISH, _RETRY, _RELEASE = 0, 1, 2
 
@@ -137,6 +143,7 @@ def pack_plain(batch: Sequence[NewRecord], reserve_bytes: int) -> list[bytes] | 
             or record.not_before is not None
             or record.deadline is not None
             or record.replay_of is not None
+            or record.outbound
             or record.max_age_seconds != max_age_seconds
             or record.priority != priority
             or not isinstance(body, bytes)
@@ -169,6 +176,8 @@ def _pack_strings(record: NewRecord) -> bytes:
 def _pack_extras(record: NewRecord) -> tuple[int, bytes]:
     """Flags, and what most records do not have."""
     flags = 0 if record.key is None else _KEYED
+    if record.outbound:
+        flags |= _PUBLISHING
     if record.idempotency is None and record.callback is None and isinstance(record.body, bytes):
         return flags, b""
     fingerprint, blob, callback = None, None, b""
@@ -205,7 +214,7 @@ def pack_answers(batch: Sequence[Settlement]) -> list[bytes] | None:
         if type(finish) is not Finish or finish.state is not State.DONE or finish.reason or not finish.sent:
             return None
         answer = finish.answer
-        if answer is None or type(answer.body) is not bytes:
+        if answer is None or type(answer.body) is not bytes or not finish.epoch:
             return None
         head, body = answer.head, answer.body
         ids.append(finish.id)
@@ -241,6 +250,10 @@ def pack_lease(lane: Lane, limit: int, lease_seconds: float, serial: int, heard:
     return struct.pack(">BIddd", LANE_CODES[lane], limit, lease_seconds, serial, heard)
 
 
+def pack_outbound(limit: int, hold_seconds: float) -> bytes:
+    return struct.pack(">Id", limit, hold_seconds)
+
+
 def pack_extension(id: bytes, epoch: int) -> bytes:
     return struct.pack(">16sI", id, epoch)
 
@@ -253,7 +266,8 @@ def pack_listing(
 
 
 def pack_replay(replay: Replay) -> bytes:
-    return struct.pack(">16s16sd", replay.id, replay.new_id, max(replay.max_age_seconds, 0.0))
+    max_age_seconds = max(replay.max_age_seconds, 0.0)
+    return struct.pack(">16s16sdB", replay.id, replay.new_id, max_age_seconds, replay.outbound)
 
 
 def pack_float(value: float) -> bytes:
@@ -300,6 +314,16 @@ def _unpack_lease(id: bytes, meta: bytes, content: bytes, leased_at: float) -> L
         id, epoch, attempts + 1, claims, envelope, body, accepted_at, deadline or None,
         key, priority, parent, leased_at,
     )  # fmt: skip
+
+
+def unpack_outbound(ids: bytes, metas: Sequence[bytes], contents: Sequence[bytes]) -> list[Outbound]:
+    """Records to be published, from the reply of `outbound.lua`."""
+    found = []
+    for (id,), meta, content in zip(_ID.iter_unpack(ids), metas, contents, strict=True):
+        deadline, accepted_at, flags, _, _, _, priority = _LEASED.unpack_from(meta)
+        key = _strings(meta)[0] if flags & _KEYED else None
+        found.append(Outbound(id, *unpack_content(content), accepted_at, deadline or None, key, priority))
+    return found
 
 
 def unpack_record(
@@ -356,9 +380,16 @@ def unpack_record(
         replay_of=replay_of,
         replayed_as=replayed_as,
         position=position,
+        stage=_stage(flags),
         request=None if request is None else unpack_content(request),
         answer=None if answer is None else Answer(*unpack_content(answer)),
     )
+
+
+def _stage(flags: int) -> Stage:
+    if flags & _PUBLISHING:
+        return Stage.PUBLISHING
+    return Stage.CARRIED if flags & _CARRIED else Stage.HERE
 
 
 class AlikeChanges(Sequence[Change]):

@@ -3,8 +3,7 @@
 local r = record(ARGV[2])
 if not r then return 0 end
 if waiting(r) then
-  step_out(r)
-  finish(r, CANCELLED, '', 0)
+  end_waiting(r, CANCELLED)
 elseif r.state == RUNNING then
   set(r, CANCEL_REQUESTED)
   change(r)

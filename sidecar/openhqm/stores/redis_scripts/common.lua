@@ -22,6 +22,8 @@
 --                lease. redis_timers.py tells which entries of leases are of no use any more
 --   <lane>:ready by priority and seq   <lane>:delayed by ready_at
 --   <lane>:all   by seq                <lane>:failed  by seq
+--   publishing   by seq, those a broker is to carry and nobody has in hand; `Store.outbound`
+--   in-hand      those that were handed out, by when they are to be handed out again
 --
 -- ARGV[1] holds the options of the calling process.
 
@@ -41,15 +43,18 @@ local CANCEL_REQUESTED, CALLBACK, OWNS_REQUEST_BLOB, OWNS_ANSWER_BLOB = 1, 2, 4,
 local ANSWER, REPLAYED, NOTED, REQUEST = 16, 32, 64, 128
 local KEYED, BLOCKED, SCOPED = 256, 512, 1024
 local BRIEF = 2048 -- ended as settle_plain.lua does it
+-- Away: a broker is to carry the request, or does. Queued, and in none of the lane's ready and delayed sets.
+local PUBLISHING, CARRIED = 4096, 8192
 
 -- A record's meta is PLACE, LIFE, TERMS and strings. PLACE and TERMS are written once, but for
--- ready_at. LIFE: state, flags, epoch, attempts, claims, started_at, finished_at, expires_at, bytes
--- held. TERMS: priority, on_lost, max_claims, request bytes. The strings: key, scope, parent,
--- replay_of, each with its length; then the reason of a final record (of a BRIEF one, which
--- has none, its note); then the id of the replay of a REPLAYED one.
+-- ready_at, and for the request bytes of what goes away and comes back. LIFE: state, flags, epoch,
+-- attempts, claims, started_at, finished_at, expires_at, bytes held. TERMS: priority, on_lost,
+-- max_claims, request bytes. The strings: key, scope, parent, replay_of, each with its length; then the
+-- reason of a final record (of a BRIEF one, which has none, its note); then the id of the replay of a
+-- REPLAYED one.
 local LIFE = 'BI2I4I4I4dddd'
 local FIXED, FIXED_SIZE = PLACE .. LIFE, 80
-local TERMS = '>BBI4d'
+local TERMS, REQUEST_BYTES_AT = '>BBI4d', 7
 local STRINGS, STRINGS_AT = '>I2c0Bc0Bc0Bc0', 15
 
 local metas, records = {}, {} -- as read, and as tables for those that were looked into
@@ -57,7 +62,8 @@ local dirty = {}
 local values, removed, changes, garbage = {}, {}, {}, {}
 local deltas, bytes_delta = {[0] = {}, {}}, 0
 local added, taken = {}, {}
-local wake = 0 -- bit per lane that has something to lease
+local wake = 0 -- bit per lane that has something to lease, and TO_PUBLISH
+local TO_PUBLISH = 4
 
 local function has(r, flag)
   return band(r.flags, flag) ~= 0
@@ -73,6 +79,10 @@ end
 
 local function waiting(r)
   return r.state == QUEUED or r.state == RETRYING
+end
+
+local function away(r)
+  return has(r, PUBLISHING + CARRIED)
 end
 
 local function count(lane, name, delta)
@@ -147,6 +157,13 @@ local function terms(r)
   return unpack_(TERMS, r.rest)
 end
 
+-- Count a request of *size*, 0 for none, in place of the one there was.
+local function resize_request(r, size)
+  local _, _, _, before = terms(r)
+  hold(r, r.held - before + size)
+  r.rest = sub(r.rest, 1, REQUEST_BYTES_AT - 1) .. pack('>d', size) .. sub(r.rest, STRINGS_AT)
+end
+
 -- key, scope, parent, replay_of; each "" when there is none
 local function strings(r)
   return unpack_(STRINGS, r.rest, STRINGS_AT)
@@ -187,6 +204,14 @@ local function record(id)
     records[id] = r
   end
   return r
+end
+
+-- Take up to *many* members out of a set, those of the least scores; returns them.
+local function pop(key, many)
+  local popped = call('ZPOPMIN', key, many)
+  local ids = {}
+  for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
+  return ids
 end
 
 -- Write everything; tell other processes. Returns the changes as they were published.

@@ -71,21 +71,14 @@ local function take_oldest()
   return {oldest}
 end
 
-local function pop(many)
-  local popped = call('ZPOPMIN', ready, many)
-  local ids = {}
-  for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
-  return ids
-end
-
 -- Up to *many* ids in the order they are to run; every eighth turn is the oldest record's.
 local function take(many)
   local first = call('ZRANGE', ready, 0, 0, 'WITHSCORES')
   if #first == 0 then return {} end
   local last = call('ZRANGE', ready, -1, -1, 'WITHSCORES')
-  if math.floor(first[2] / LEVEL) == math.floor(last[2] / LEVEL) then return pop(many) end
+  if math.floor(first[2] / LEVEL) == math.floor(last[2] / LEVEL) then return pop(ready, many) end
   if turn % 8 == 7 then return take_oldest() end
-  return pop(math.min(many, 7 - turn % 8))
+  return pop(ready, math.min(many, 7 - turn % 8))
 end
 
 local leases, requests = {}, {}

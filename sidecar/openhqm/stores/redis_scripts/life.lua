@@ -13,9 +13,16 @@ local function drop_blob(name)
   end
 end
 
-local function drop_blob_of(key)
-  local payload = call('GET', P .. key)
-  if payload then drop_blob(blob_name(payload)) end
+-- Name of the blob that is a record's request or answer, nil when none is. *owns* is the flag that says so,
+-- *key* where it would be named.
+local function owned_blob(r, owns, key)
+  local payload = has(r, owns) and call('GET', P .. key .. r.id)
+  return payload and blob_name(payload) or nil
+end
+
+local function drop_owned_blob(r, owns, key)
+  local name = owned_blob(r, owns, key)
+  if name then drop_blob(name) end
 end
 
 -- Keep a blob for good, as part of the transition that names it. False when it is gone.
@@ -34,6 +41,29 @@ end
 
 local function line_up(r)
   queue(r.id, r.lane, has(r, BLOCKED), r.ready_at, r.deadline, rank(r))
+end
+
+-- Put a new record where outbound.lua finds it.
+local function offer(id, lane, deadline, seq)
+  if deadline > 0 then zadd('timers', deadline, id) end
+  zadd('publishing', seq, id)
+  count(lane, 'publishing', 1)
+  wake = bor(wake, TO_PUBLISH)
+end
+
+-- Say where a record's request is: PUBLISHING, CARRIED, or 0 for here.
+local function set_stage(r, stage)
+  if has(r, PUBLISHING) then
+    zrem('publishing', r.id)
+    zrem('in-hand', r.id)
+    count(r.lane, 'publishing', -1)
+  elseif has(r, CARRIED) then
+    count(r.lane, 'carried', -1)
+  end
+  if stage == CARRIED then count(r.lane, 'carried', 1) end
+  clear(r, PUBLISHING + CARRIED)
+  set(r, stage)
+  change(r)
 end
 
 local function step_out(r)
@@ -66,15 +96,21 @@ local function birth(flags, size)
   return pack('>' .. LIFE, QUEUED, bor(flags, REQUEST), 0, 0, 0, 0, 0, 0, size + RESERVE)
 end
 
--- Join the line of the record's key. Returns the meta that says whether it has to wait there.
-local function join_line(id, meta, seq)
-  local r = decode(id, meta)
-  local line = P .. 'line:' .. strings(r)
-  call('ZADD', line, seq, id)
-  if call('ZRANGE', line, 0, 0)[1] == id then return meta, false end
+-- Have a record wait for its turn, unless it is the first of its key's line.
+local function block(r)
+  if call('ZRANGE', P .. 'line:' .. strings(r), 0, 0)[1] == r.id then return end
   set(r, BLOCKED)
   count(r.lane, 'blocked', 1)
-  return encode(r), true
+end
+
+-- Join the line of the record's key. Returns the meta that says whether it has to wait there; one that is
+-- away waits elsewhere, and still holds up those behind it.
+local function join_line(id, meta, seq)
+  local r = decode(id, meta)
+  call('ZADD', P .. 'line:' .. strings(r), seq, id)
+  if away(r) then return meta, false end
+  block(r)
+  return encode(r), has(r, BLOCKED)
 end
 
 -- Write a new record. *life* is as of birth(), *tail* TERMS and strings; the rest is told apart
@@ -85,7 +121,11 @@ local function create(id, life, flags, ready_at, deadline, lane, seq, priority, 
   if band(flags, KEYED) ~= 0 then meta, is_blocked = join_line(id, meta, seq) end
   put('m:' .. id, meta)
   zadd(ALL[lane], seq, id)
-  queue(id, lane, is_blocked, ready_at, deadline, (9 - priority) * LEVEL + seq)
+  if band(flags, PUBLISHING) ~= 0 then
+    offer(id, lane, deadline, seq)
+  else
+    queue(id, lane, is_blocked, ready_at, deadline, (9 - priority) * LEVEL + seq)
+  end
   count(lane, 'accepted', 1)
   count(lane, 'queued', 1)
   bytes_delta = bytes_delta + size + RESERVE
@@ -118,10 +158,15 @@ local function move(r, state)
 end
 
 local function drop_request(r)
-  if has(r, OWNS_REQUEST_BLOB) then drop_blob_of('q:' .. r.id) end
+  if not has(r, REQUEST) then return end
+  drop_owned_blob(r, OWNS_REQUEST_BLOB, 'q:')
   remove('q:' .. r.id)
+  clear(r, REQUEST + OWNS_REQUEST_BLOB)
+end
+
+local function drop_callback(r)
   if has(r, CALLBACK) then remove('c:' .. r.id) end
-  clear(r, REQUEST + OWNS_REQUEST_BLOB + CALLBACK)
+  clear(r, CALLBACK)
 end
 
 -- Give back a scope, unless another record has it by now.
@@ -133,6 +178,7 @@ end
 
 -- End a record that is not in the ready or delayed set. *answer_bytes* counts a stored answer.
 local function finish(r, state, reason, answer_bytes)
+  if away(r) then set_stage(r, 0) end
   move(r, state)
   r.finished_at = NOW
   r.expires_at = NOW + (state == FAILED and DEAD_TTL or ANSWER_TTL)
@@ -147,6 +193,7 @@ local function finish(r, state, reason, answer_bytes)
   else
     hold(r, answer_bytes)
     drop_request(r)
+    drop_callback(r)
   end
   if has(r, SCOPED) and r.attempts == 0 and (state == CANCELLED or state == EXPIRED) then
     free_scope(r)
@@ -154,6 +201,12 @@ local function finish(r, state, reason, answer_bytes)
   end
   zadd('timers', r.expires_at, r.id)
   notify(r, reason)
+end
+
+-- End a record that waits. Of one that is away nobody knows whether it ran.
+local function end_waiting(r, state)
+  if away(r) then r.attempts = r.attempts + 1 else step_out(r) end
+  finish(r, state, '', 0)
 end
 
 -- Make a leased record wait again.
@@ -167,8 +220,9 @@ end
 
 -- Forget a final record.
 local function delete(r)
-  if has(r, REQUEST) then drop_request(r) end
-  if has(r, OWNS_ANSWER_BLOB) then drop_blob_of('a:' .. r.id) end
+  drop_request(r)
+  drop_callback(r)
+  drop_owned_blob(r, OWNS_ANSWER_BLOB, 'a:')
   if has(r, ANSWER) then remove(answer_key(r)) end
   if has(r, NOTED) then remove('n:' .. r.id) end
   if has(r, SCOPED) then free_scope(r) end

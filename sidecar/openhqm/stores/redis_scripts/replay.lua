@@ -1,4 +1,5 @@
--- Accept dead letters anew. ARGV[2..]: per replay old id, new id, max age. Reply: per replay 1 or 0.
+-- Accept dead letters anew. ARGV[2..]: per replay old id, new id, max age, 1 for through a broker.
+-- Reply: per replay 1 or 0.
 
 -- TERMS and strings of *r*, less what follows them, with its scope gone and *replay_of* set.
 local function inherit(r)
@@ -8,15 +9,15 @@ local function inherit(r)
 end
 
 local made = {}
-local function replay(old_id, new_id, max_age)
+local function replay(old_id, new_id, max_age, outbound)
   local old, new = record(old_id), record(new_id)
   if made[new_id] then return made[new_id] == old_id and 1 or 0 end
   if new then
     local _, _, _, replay_of = strings(new)
     return replay_of == old_id and 1 or 0
   end
-  if not old or old.state ~= FAILED or has(old, REPLAYED) then return 0 end
-  local flags = band(old.flags, KEYED + CALLBACK + OWNS_REQUEST_BLOB)
+  if not old or old.state ~= FAILED or has(old, REPLAYED) or not has(old, REQUEST) then return 0 end
+  local flags = band(old.flags, KEYED + CALLBACK + OWNS_REQUEST_BLOB) + outbound * PUBLISHING
   local deadline = max_age > 0 and NOW + max_age or 0
   local priority, _, _, size = terms(old)
   create(new_id, birth(flags, size), flags, NOW, deadline, old.lane, next_seq(1), priority, size, inherit(old))
@@ -33,6 +34,6 @@ local function replay(old_id, new_id, max_age)
 end
 
 local replies = {}
-for i = 2, #ARGV do replies[#replies + 1] = replay(unpack_('>c16c16d', ARGV[i])) end
+for i = 2, #ARGV do replies[#replies + 1] = replay(unpack_('>c16c16dB', ARGV[i])) end
 commit()
 return replies

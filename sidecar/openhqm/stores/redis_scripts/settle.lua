@@ -7,18 +7,24 @@ local FINISH, RETRY = 0, 1
 local HEADER = '>c16I4BBBBddBc0I4c0'
 
 -- The blob of a refused answer is garbage, unless it is the answer this record has.
-local function refuse(r, id, answer_kind, answer)
+local function refuse(r, answer_kind, answer)
   count(r and r.lane or REQUESTS, 'stale', 1)
   if answer_kind ~= 2 then return 0 end
-  local current = r and has(r, OWNS_ANSWER_BLOB) and call('GET', P .. 'a:' .. id)
-  if not current or blob_name(current) ~= blob_name(answer) then drop_blob(blob_name(answer)) end
+  local name = blob_name(answer)
+  if not r or owned_blob(r, OWNS_ANSWER_BLOB, 'a:') ~= name then drop_blob(name) end
   return 0
+end
+
+-- Whether it comes from who holds the lease, or ends a record that nobody leased because it is away.
+local function is_current(r, epoch, kind)
+  if r.state == RUNNING then return r.epoch == epoch end
+  return away(r) and epoch == 0 and kind == FINISH
 end
 
 local function settle(header, answer)
   local id, epoch, kind, state, sent, answer_kind, delay, answer_bytes, reason, note = unpack_(HEADER, header)
   local r = record(id)
-  if not r or r.state ~= RUNNING or r.epoch ~= epoch then return refuse(r, id, answer_kind, answer) end
+  if not r or not is_current(r, epoch, kind) then return refuse(r, answer_kind, answer) end
   if answer_kind == 2 and not keep_blob(blob_name(answer)) then return 2 end
   if sent == 1 then r.attempts = r.attempts + 1 end
   if note ~= '' then

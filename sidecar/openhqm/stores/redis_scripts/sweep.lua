@@ -60,18 +60,13 @@ local function open_entry(entry)
   end
 end
 
-local function expire(r)
-  step_out(r)
-  finish(r, EXPIRED, '', 0)
-end
-
 -- An entry of the record's own. That of a deadline stays when the record is leased in company, and any may
 -- when it is answered so; it says nothing then, for what that call wrote does.
 local function judge_own(r, score)
   if r.state >= DONE and r.expires_at <= NOW then
     delete(r)
   elseif waiting(r) then
-    expire(r)
+    end_waiting(r, EXPIRED)
   elseif r.state == RUNNING and score ~= r.deadline then
     judge_lapsed(r)
   else
@@ -90,7 +85,7 @@ local function judge_shared(r, kind)
   if kind == ENDED then
     if r.state >= DONE and r.expires_at <= NOW then delete(r) end
   elseif kind == DATED then
-    if waiting(r) and r.deadline > 0 and r.deadline <= NOW then expire(r) end
+    if waiting(r) and r.deadline > 0 and r.deadline <= NOW then end_waiting(r, EXPIRED) end
   elseif r.state == RUNNING and not is_extended(r) then
     judge_lapsed(r)
   end
