@@ -725,7 +725,7 @@ async def test_a_hold_is_kept_by_all_processes(open_store: Opener) -> None:
     records = [outbound() for _ in range(3)]
     await one.accept(records)
 
-    [first] = await hand_out(one, 1, hold_seconds=0.3)
+    [first] = await hand_out(one, 1, hold_seconds=1.0)
     rest = await hand_out(other)
     again = await hand_out(other, wait_seconds=5.0)
 
