@@ -147,6 +147,24 @@ class BlobContract(StoreFixtures):
         assert await store.arrive([new(id=id, body=late)]) == [Arrival.KNOWN]
         assert not await _exists(store, late)
 
+    async def test_a_replay_keeps_the_blob_over_a_restart(self, case: StoreCase, options: Options) -> None:
+        """Also when the dead letter that it was written for is long gone."""
+        if not case.durable:
+            pytest.skip("the store ends with its process")
+        store = await case.open(options)
+        id, again = fresh_id(), fresh_id()
+        body = await _blob(store, id, "request", b"payload")
+        await store.accept([new(id=id, body=body)])
+        await store.settle([failed(await take_one(store))])
+        await store.replay([Replay(id, again)])
+        await store.purge([id])
+        await store.close()
+
+        store = await case.open(options)
+        lease = await take_one(store)
+        assert lease.id == again
+        assert await _read(store, body) == b"payload"
+
 
 async def _blob(store: Store, id: bytes, part: str, data: bytes) -> BlobRef:
     writer = await store.blobs.write(id, part)

@@ -42,9 +42,9 @@ _FIRST_READY = f"""SELECT r.seq, r.ready_at FROM records r WHERE r.place = 0 AND
 _DUE = """SELECT count(*), min(r.ready_at)
     FROM timers t CROSS JOIN records r ON r.seq BETWEEN t.first AND t.last
     WHERE t.place = 1 AND t.at <= ? AND r.place = 1 AND r.wake_at = t.at AND r.lane = ? AND r.ready_at <= ?"""
-_NAMES_BLOB = """SELECT 1 FROM records r LEFT JOIN requests q ON q.seq = r.seq
-    LEFT JOIN answers a ON a.seq = r.seq WHERE r.id = ? AND (q.blob = ? OR a.blob = ?)"""
-_BLOB_MOVED_ON = "SELECT replayed_as FROM records WHERE id = ?"
+# A replay has the blob of the dead letter it repeats, which may be gone: requests are asked by the blob.
+_NAMES_BLOB = """SELECT 1 FROM requests WHERE blob = ?
+    UNION ALL SELECT 1 FROM records r JOIN answers a ON a.seq = r.seq WHERE r.id = ? AND a.blob = ?"""
 
 
 class Reader:
@@ -107,14 +107,9 @@ class Reader:
         )
 
     def names_blob(self, id: bytes, name: str) -> bool:
-        """Whether a record needs the blob: its own, or the replay that took it over."""
+        """Whether a record needs the blob that was written for the record *id*: that one, or its replay."""
         with _errors_mapped():
-            while self._one(_NAMES_BLOB, id, name, name) is None:
-                moved = self._one(_BLOB_MOVED_ON, id)
-                if moved is None or moved[0] is None:
-                    return False
-                [id] = moved
-            return True
+            return self._one(_NAMES_BLOB, name, id, name) is not None
 
     def _first_ready(self, lane: int) -> list[tuple[int, float]]:
         """First leasable record of each priority: its seq, and since when."""

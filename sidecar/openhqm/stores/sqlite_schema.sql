@@ -63,6 +63,8 @@ CREATE TABLE requests (
     callback BLOB
 );
 
+CREATE INDEX requests_by_blob ON requests (blob) WHERE blob IS NOT NULL;
+
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY,
     note BLOB NOT NULL,
