@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conformance.contract_outbound import back, hand_out, outbound
 from tests.conformance.store_case import (
     SkippingClock,
     StoreCase,
@@ -25,10 +26,18 @@ from tests.conformance.store_case import (
 from tests.conformance.store_contract import StoreContract
 
 from openhqm.errors import SettingsError, StoreUnavailable
-from openhqm.stores import sqlite_commits, sqlite_file, sqlite_reader, sqlite_rows, sqlite_timers
+from openhqm.stores import (
+    sqlite_carrying,
+    sqlite_commits,
+    sqlite_file,
+    sqlite_reader,
+    sqlite_rows,
+    sqlite_timers,
+)
 from openhqm.stores.base import (
     Accepted,
     Answer,
+    Arrival,
     Blobs,
     Durability,
     Finish,
@@ -39,7 +48,7 @@ from openhqm.stores.base import (
     Store,
 )
 from openhqm.stores.sqlite import SqliteStore
-from openhqm.stores.sqlite_books import Line
+from openhqm.stores.sqlite_books import Line, Outbox
 from openhqm.stores.sqlite_bulk import BulkChange
 from openhqm.stores.sqlite_file import DiskReserve
 
@@ -284,7 +293,7 @@ async def test_no_question_of_the_hot_paths_reads_the_whole_table(path: Path) ->
     connection = store._commits._connection
     statements = {
         name: sql
-        for module in (sqlite_rows, sqlite_timers, sqlite_reader)
+        for module in (sqlite_rows, sqlite_timers, sqlite_reader, sqlite_carrying)
         for name, sql in vars(module).items()
         if isinstance(sql, str) and sql.lstrip().startswith(("SELECT", "UPDATE", "DELETE"))
     }
@@ -374,6 +383,111 @@ async def test_a_leased_record_is_not_expired_whatever_its_deadline(path: Path) 
     assert len(expired) == 2
     await store.settle([Release(lease.id, lease.epoch)])
     assert [(change.id, change.state) for change in await store.sweep()] == [(lease.id, State.EXPIRED)]
+    await audit(store, Options())
+    await store.close()
+
+
+# -- through a broker
+
+
+def test_an_outbox_goes_on_after_what_was_handed_out_and_back_to_what_nobody_holds_any_more() -> None:
+    outbox = Outbox()
+    outbox.after = 9
+    outbox.hold([5, 7, 9], until=10.0)
+    outbox.hold([8], until=20.0)
+    outbox.release(5)
+
+    outbox.end_holds(9.0)
+    assert (outbox.after, outbox.held, outbox.ends_at) == (9, [7, 9, 8], 10.0)
+    outbox.end_holds(10.0)
+    assert (outbox.after, outbox.held, outbox.ends_at) == (6, [8], 20.0)
+
+
+async def test_handing_out_writes_nothing(path: Path) -> None:
+    store = await opened(path)
+    await store.accept([outbound(max_age_seconds=60.0) for _ in range(20)])
+    before = store._commits._connection.total_changes
+
+    found = [*await hand_out(store, 5), *await hand_out(store, 50)]
+
+    assert len(found) == 20
+    assert store._commits._connection.total_changes == before
+    await store.close()
+
+
+async def test_what_is_carried_leaves_its_row_and_its_callback_and_wakes_by_the_timer_it_had(
+    path: Path,
+) -> None:
+    store = await opened(path)
+    connection = store._commits._connection
+    records = [outbound(body=b"b" * 500, max_age_seconds=60.0) for _ in range(100)]
+    called_back = outbound(callback=b"callback")
+    await store.accept(records)
+    await store.accept([called_back])
+
+    await store.carried([record.id for record in (*records, called_back)])
+
+    left = connection.execute("SELECT envelope, body, blob, callback FROM requests").fetchall()
+    assert left == [(None, None, None, b"callback")]
+    assert await store.arrive([back(record) for record in records[50:]]) == [Arrival.RETURNED] * 50
+    assert connection.execute("SELECT place, last - first FROM timers").fetchall() == [(0, 99)]
+    await audit(store, Options())
+    await store.close()
+
+
+async def test_outbound_and_other_records_are_accepted_together(path: Path) -> None:
+    store = await opened(path)
+    records = [new(), outbound(), outbound(), new()]
+
+    assert await store.accept(records) == [Accepted(record.id) for record in records]
+
+    assert [lease.id for lease in await take(store, 4)] == [records[0].id, records[3].id]
+    assert [each.id for each in await hand_out(store)] == [records[1].id, records[2].id]
+    await audit(store, Options())
+    await store.close()
+
+
+async def test_what_one_owner_had_handed_out_the_next_hands_out_anew(path: Path) -> None:
+    store = await opened(path)
+    await store.accept([outbound() for _ in range(3)])
+    found = await hand_out(store)
+    await store.close()
+
+    store = await opened(path)
+
+    assert await hand_out(store) == found
+    await store.close()
+
+
+async def test_what_is_handed_out_is_taken_back_with_its_transaction_and_nothing_else_is(path: Path) -> None:
+    store = await opened(path)
+    records = [outbound() for _ in range(5)]
+    await store.accept(records)
+    await hand_out(store, 2)
+
+    found, failed = await asyncio.gather(
+        hand_out(store, 1), store.accept([new(envelope=object())]), return_exceptions=True
+    )
+
+    assert isinstance(failed, TypeError)
+    assert not isinstance(found, BaseException)
+    assert [each.id for each in found] == [records[2].id]
+    assert [each.id for each in await hand_out(store)] == [records[3].id, records[4].id]
+    await store.close()
+
+
+async def test_more_than_wake_at_once_are_not_handed_out_too_late(path: Path) -> None:
+    clock = SkippingClock()
+    store = SqliteStore(path, Options(), clock=clock)
+    await store.open()
+    last = outbound()
+    await store.accept([outbound(max_age_seconds=5.0) for _ in range(300)])
+    await store.accept([last])
+    clock.skipped += 6.0
+
+    assert [each.id for each in await hand_out(store, 100)] == [last.id]
+    await store.sweep()
+    assert (await store.counts()).expired == 300
     await audit(store, Options())
     await store.close()
 

@@ -29,6 +29,7 @@ from openhqm.stores import sqlite_file as file
 from openhqm.stores.base import (
     Abilities,
     Accepted,
+    Arrival,
     BlobRef,
     Blobs,
     Change,
@@ -41,6 +42,7 @@ from openhqm.stores.base import (
     Lease,
     NewRecord,
     Options,
+    Outbound,
     Page,
     Record,
     Refused,
@@ -52,7 +54,7 @@ from openhqm.stores.base import (
 )
 from openhqm.stores.blobs import FileBlobs, Garbage, make_folder, record_of
 from openhqm.stores.clock import AnchoredClock, Clock
-from openhqm.stores.sqlite_books import Books
+from openhqm.stores.sqlite_books import OUTBOX, Books
 from openhqm.stores.sqlite_commits import MOST_WEIGHT, GroupCommit
 from openhqm.stores.sqlite_ledger import Ledger
 from openhqm.stores.sqlite_reader import Reader
@@ -102,7 +104,7 @@ class SqliteStore:
         self._synchronous: file.Synchronous = synchronous
         self._clock: Clock = clock or AnchoredClock()
         self._watchers = Watchers()
-        self._bells = [Bell() for _ in LANES]
+        self._bells = [Bell() for _ in (*LANES, OUTBOX)]
         self._garbage = Garbage(self.blobs)
         self._lock = file.OwnerLock(path)
         self._is_open = False
@@ -186,9 +188,7 @@ class SqliteStore:
     # -- the life of a record
 
     async def accept(self, records: Sequence[NewRecord]) -> Sequence[Accepted | Existing | Refused]:
-        self._check_open()
-        if not self._disk.has_room():
-            raise StoreUnavailable("the disk is full up to the room reserved for answers")
+        self._check_room()
         return await self._write_in_turns(self._ledger.accept, records, _weight_of_record)
 
     async def lease(
@@ -231,6 +231,24 @@ class SqliteStore:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         return await self._write_in_turns(self._ledger.settle, settlements, _weight_of_settlement)
+
+    async def outbound(self, limit: int, *, hold_seconds: float, wait_seconds: float) -> Sequence[Outbound]:
+        async def attempt() -> Sequence[Outbound]:
+            return await self._write(lambda: self._ledger.outbound(limit, hold_seconds), limit)
+
+        def due_in_seconds() -> float:
+            return min(self._ledger.next_due_at, self._ledger.next_hold_ends_at) - self._clock()
+
+        return await take_when_ready(
+            attempt, self._bells[OUTBOX], due_in_seconds, wait_seconds, lambda: self._is_open
+        )
+
+    async def carried(self, ids: Sequence[bytes]) -> Sequence[bool]:
+        return await self._write(lambda: self._ledger.carried(ids), len(ids))
+
+    async def arrive(self, records: Sequence[NewRecord]) -> Sequence[Arrival | Refused]:
+        self._check_room()
+        return await self._write_in_turns(self._ledger.arrive, records, _weight_of_record)
 
     async def cancel(self, id: bytes) -> Record | None:
         await self._write(lambda: self._ledger.cancel(id))
@@ -321,10 +339,10 @@ class SqliteStore:
             results += await self._write(partial(operation, items[start:end]), sum(weights[start:end]))
         return results
 
-    def _told(self, changes: Sequence[Change], lanes: Iterable[int]) -> None:
+    def _told(self, changes: Sequence[Change], rung: Iterable[int]) -> None:
         self._watchers.tell(changes)
-        for lane in lanes:
-            self._bells[lane].ring()
+        for number in rung:
+            self._bells[number].ring()
 
     def _due_in_seconds(self) -> float:
         return self._ledger.next_due_at - self._clock()
@@ -332,6 +350,12 @@ class SqliteStore:
     def _check_open(self) -> None:
         if not self._is_open:
             raise StoreUnavailable("the store is closed")
+
+    def _check_room(self) -> None:
+        """New requests, and those a broker brings, leave the last of the disk to answers."""
+        self._check_open()
+        if not self._disk.has_room():
+            raise StoreUnavailable("the disk is full up to the room reserved for answers")
 
 
 def _weight_of_record(record: NewRecord) -> int:

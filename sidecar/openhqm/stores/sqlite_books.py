@@ -1,4 +1,4 @@
-"""What the SQLite store's owner knows without reading: figures, leases, where its lines begin.
+"""What the SQLite store's owner knows without reading: figures, leases, where its lines begin, who publishes.
 
 One process owns the file, so renewing a lease writes nothing, settling one reads nothing, and the
 figures are written once per transaction. All of it follows the transaction: `roll_back` takes back
@@ -18,6 +18,7 @@ from openhqm.stores.clock import Clock
 from openhqm.stores.sqlite_rows import (
     DELAYED,
     LANES,
+    PUBLISHING,
     READ_FIGURES,
     READY,
     STATES,
@@ -27,6 +28,9 @@ from openhqm.stores.sqlite_rows import (
     Leased,
 )
 from openhqm.stores.sqlite_timers import Timers
+
+OUTBOX = len(LANES)
+"""Where there is work for those who publish; for those who lease it is the number of a lane."""
 
 _PRIORITIES = range(10)
 
@@ -65,11 +69,57 @@ class Line:
         return sorted(self._after.items(), reverse=True)
 
 
+class Outbox:
+    """Which records have been handed out to be published, and until when nobody else gets them.
+
+    The next owner of the file hands out anew what is to be published then: a broker may get a record
+    twice. It is done in order of acceptance, so those that never were come after all that were;
+    where a hold has ended it begins there again and passes over those still held.
+    """
+
+    def __init__(self) -> None:
+        self.after = 0
+        """All up to this `seq` have been handed out."""
+        self.ends_at = math.inf
+        """No hold ends before this; found anew when it is past."""
+        self._until: dict[int, float] = {}
+
+    @property
+    def held(self) -> list[int]:
+        return list(self._until)
+
+    def hold(self, seqs: Sequence[int], until: float) -> None:
+        self._until.update(dict.fromkeys(seqs, until))
+        self.ends_at = min(self.ends_at, until)
+
+    def release(self, seq: int) -> None:
+        """A record is not to be published any more."""
+        self._until.pop(seq, None)
+
+    def end_holds(self, now: float) -> None:
+        """Have those handed out again whose hold is over."""
+        if now < self.ends_at:
+            return
+        for seq in [seq for seq, until in self._until.items() if until <= now]:
+            del self._until[seq]
+            self.after = min(self.after, seq - 1)
+        self.ends_at = min(self._until.values(), default=math.inf)
+
+    def remember(self) -> Callable[[], None]:
+        """Return the way back to what is held now."""
+        until = dict(self._until)
+
+        def restore() -> None:
+            self._until, self.after, self.ends_at = until, 0, -math.inf
+
+        return restore
+
+
 class Books:
     """See the module docstring.
 
     Args:
-        on_committed: told the changes, and the lanes where there may be work, once durable.
+        on_committed: told the changes, and where there may be work (a lane or `OUTBOX`), once durable.
     """
 
     def __init__(
@@ -89,6 +139,7 @@ class Books:
         self.lapses_at = math.inf
         self.figures = [Figures.of(self.one(READ_FIGURES, lane) or ()) for lane in range(len(LANES))]
         self.lines = [Line() for _ in LANES]
+        self.outbox = Outbox()
         self.leased_ever = [0] * len(LANES)
         [last_seq] = self.one("SELECT max(seq) FROM records") or (None,)
         self.next_seq = (last_seq or 0) + 1
@@ -105,6 +156,7 @@ class Books:
     def begin(self) -> None:
         leases, figures = dict(self.leases), self._written
         next_seq, leased_ever = self.next_seq, list(self.leased_ever)
+        restore_outbox = self.outbox.remember()
 
         def undo() -> None:
             self.leases, self.next_seq, self.leased_ever = leases, next_seq, leased_ever
@@ -112,6 +164,7 @@ class Books:
             self.lapses_at = -math.inf
             for line in self.lines:
                 line.forget()
+            restore_outbox()
 
         self._undo = undo
 
@@ -157,13 +210,22 @@ class Books:
         self.figures[lane].ready += 1
         self.lines[lane].join(priority, seq)
 
+    def has_left_stage(self, held: Held) -> None:
+        """Count that no broker has a record any more, nor is to have it."""
+        figures = self.figures[held.lane]
+        if held.place == PUBLISHING:
+            figures.publishing -= 1
+            self.outbox.release(held.seq)
+        else:
+            figures.carried -= 1
+
     def set_timer(self, seq: int, place: int, ready_at: float, deadline: float | None) -> float | None:
         """Set the timer of a record that waits; returns when it wakes, None for never."""
         wakes_at = deadline
         if place == DELAYED and (deadline is None or ready_at < deadline):
             wakes_at = ready_at
         if wakes_at is not None:
-            self.timers.set(place, wakes_at, (seq,))
+            self.timers.set(max(place, READY), wakes_at, (seq,))
         return wakes_at
 
 

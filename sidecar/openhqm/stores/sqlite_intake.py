@@ -12,13 +12,15 @@ from typing import Any
 
 from openhqm.stores import rules
 from openhqm.stores.base import Accepted, Existing, NewRecord, OnLost, Refusal, Refused
-from openhqm.stores.sqlite_books import Books, place_of
+from openhqm.stores.sqlite_books import OUTBOX, Books, place_of
 from openhqm.stores.sqlite_rows import (
     BLOCKED,
     INSERT_ORDINARY,
+    INSERT_ORDINARY_OUTBOUND,
     INSERT_ORDINARY_REQUEST,
     INSERT_RECORD,
     INSERT_REQUEST,
+    PUBLISHING,
     QUEUED,
     READY,
     body_columns,
@@ -35,7 +37,8 @@ class Intake:
         self._books = books
 
     def accept(self, records: Sequence[NewRecord]) -> list[Accepted | Existing | Refused]:
-        if all(map(_is_ordinary, records)) and self._accept_ordinary(records):
+        go_one_way = len({record.outbound for record in records}) == 1
+        if go_one_way and all(map(_is_ordinary, records)) and self._accept_ordinary(records):
             return [Accepted(record.id) for record in records]
         batch = Batch(self._books)
         results = [self._accept(record, batch) for record in records]
@@ -43,7 +46,10 @@ class Intake:
         return results
 
     def _accept_ordinary(self, records: Sequence[NewRecord]) -> bool:
-        """Insert records that nothing has to be decided for; False, and nothing done, if there is."""
+        """Insert records, all outbound or none, that nothing has to be decided for.
+
+        Returns: False, and nothing done, if there is something.
+        """
         books = self._books
         now = books.clock()
         first = seq = books.next_seq
@@ -67,7 +73,8 @@ class Intake:
         if self._refusal(total, len(records)):
             return False
         try:
-            INSERT_ORDINARY.run(books.connection, rows)
+            insert = INSERT_ORDINARY_OUTBOUND if records[0].outbound else INSERT_ORDINARY
+            insert.run(books.connection, rows)
         except sqlite3.IntegrityError:
             # An id is held already; those before it may be in.
             books.connection.execute("DELETE FROM records WHERE seq >= ?", (first,))
@@ -84,8 +91,12 @@ class Intake:
         figures = books.figures[0]
         figures.accepted += len(records)
         figures.states[QUEUED] += len(records)
-        figures.ready += len(records)
         figures.bytes += size + len(records) * books.options.answer_reserve_bytes
+        if records[0].outbound:
+            figures.publishing += len(records)
+            books.rung.add(OUTBOX)
+            return
+        figures.ready += len(records)
         for priority in {record.priority for record in records}:
             books.lines[0].join(priority, books.next_seq)
         books.rung.add(0)
@@ -100,10 +111,15 @@ class Intake:
             if held is not None:
                 same = held[1] == record.idempotency.fingerprint
                 return Existing(held[0]) if same else Refused(Refusal.IDEMPOTENCY_MISMATCH)
+        refusal = self.admit(record, batch)
+        return Refused(refusal) if refusal else Accepted(record.id)
+
+    def admit(self, record: NewRecord, batch: Batch) -> Refusal | None:
+        """Take in a record that is not held, nor its scope; returns why not, if there is no room."""
         size = len(record.envelope) + rules.body_bytes(record.body)
         if refusal := self._refusal(size):
-            return Refused(refusal)
-        now = books.clock()
+            return refusal
+        now = self._books.clock()
         batch.add(
             record,
             lane=0,
@@ -112,7 +128,7 @@ class Intake:
             deadline=rules.deadline(record, now),
             size=size,
         )
-        return Accepted(record.id)
+        return None
 
     def _refusal(self, size: int, records: int = 1) -> Refusal | None:
         """Why *records* more, of *size* bytes together, have no room; None if they have."""
@@ -126,7 +142,7 @@ class Intake:
 
 
 def _is_ordinary(record: NewRecord) -> bool:
-    """Whether *record* is ready at once, belongs to nothing else, and lies in the file whole."""
+    """Whether *record* waits for nothing, belongs to nothing else, and lies in the file whole."""
     return (
         record.key is None
         and record.idempotency is None
@@ -166,7 +182,7 @@ class Batch:
     ) -> None:
         """Take a record in; admission was asked for before, where it counts."""
         seq, self._books.next_seq = self._books.next_seq, self._books.next_seq + 1
-        place = self._place(lane, record.key, place_of(ready_at, now))
+        place = self._place(lane, record.key, PUBLISHING if record.outbound else place_of(ready_at, now))
         wake_at = self._count(lane, seq, place, record.priority, ready_at, deadline, size)
         scope, fingerprint = None, None
         if record.idempotency is not None:
@@ -197,12 +213,12 @@ class Batch:
         self._requests.append((seq, record.envelope, *body_columns(record.body), record.callback))
 
     def _place(self, lane: int, key: bytes | None, place: int) -> int:
-        """*place*, or behind the key if another record has it."""
+        """*place*, or behind the key if another record has it; who is to be published waits elsewhere."""
         if key is None:
             return place
         is_taken = (lane, key) in self._keys or self._books.one(_KEY_IS_TAKEN, lane, key) is not None
         self._keys.add((lane, key))
-        return BLOCKED if is_taken else place
+        return BLOCKED if is_taken and place != PUBLISHING else place
 
     def _count(
         self,
@@ -222,7 +238,8 @@ class Batch:
         figures.bytes += size + books.options.answer_reserve_bytes
         if place == READY:
             books.has_become_ready(lane, priority, seq)
-        books.rung.add(lane)
+        figures.publishing += place == PUBLISHING
+        books.rung.add(OUTBOX if place == PUBLISHING else lane)
         return books.set_timer(seq, place, ready_at, deadline)
 
     def write(self) -> None:

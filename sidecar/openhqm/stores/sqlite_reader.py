@@ -9,7 +9,7 @@ from typing import Any
 
 from openhqm.errors import StoreUnavailable
 from openhqm.stores import rules
-from openhqm.stores.base import Answer, Body, Counts, Lane, Page, Record, State, Want
+from openhqm.stores.base import Answer, Body, Counts, Lane, Page, Record, Stage, State, Want
 from openhqm.stores.clock import Clock
 from openhqm.stores.sqlite_rows import (
     FAILED,
@@ -17,6 +17,8 @@ from openhqm.stores.sqlite_rows import (
     LANES,
     LEASED,
     READ_FIGURES,
+    READY,
+    STAGES,
     STATE_NUMBERS,
     STATES,
     UNLEASED,
@@ -32,7 +34,7 @@ _COLUMNS = f"""r.seq, r.id, r.lane, {_STATE}, iif(l.seq IS NULL, r.place, 3), r.
     r.key, r.parent, r.replay_of, r.replayed_as, a.note"""
 _JOINED = "LEFT JOIN leases l ON l.seq = r.seq LEFT JOIN answers a ON a.seq = r.seq"
 _BY_ID = f"SELECT {_COLUMNS} FROM records r {_JOINED} WHERE r.id = ?"  # noqa: S608 - our own column names
-_REQUEST = "SELECT envelope, body, blob, blob_bytes FROM requests WHERE seq = ?"
+_REQUEST = "SELECT envelope, body, blob, blob_bytes FROM requests WHERE seq = ? AND envelope IS NOT NULL"
 _ANSWER = "SELECT head, body, blob, blob_bytes FROM answers WHERE seq = ? AND head IS NOT NULL"
 _NEXT_PRIORITY = """SELECT priority FROM records WHERE place = 0 AND lane = ? AND priority < ?
     ORDER BY priority DESC LIMIT 1"""
@@ -62,7 +64,7 @@ class Reader:
             row = self._one(_BY_ID, id)
             if row is None:
                 return None
-            front = self._front(row[2]) if row[4] < LEASED else (None, 0)
+            front = self._front(row[2]) if READY <= row[4] < LEASED else (None, 0)
             return self._record(row, want, front)
 
     def page(self, states: Sequence[State], lane: Lane, cursor: bytes, limit: int, want: Want) -> Page:
@@ -99,7 +101,9 @@ class Reader:
             **{state.value: figures.states[n] for n, state in enumerate(STATES)},
             replayed=figures.replayed,
             dead_letters=figures.dead_letters,
-            delayed=figures.waiting - figures.ready - due,
+            delayed=figures.waiting - figures.away - figures.ready - due,
+            publishing=figures.publishing,
+            carried=figures.carried,
             bytes=sum(figures.bytes for figures in lanes),
             oldest_ready_at=min(first, default=None),
             stale_settlements=figures.stale,
@@ -149,7 +153,8 @@ class Reader:
             parent=parent,
             replay_of=replay_of,
             replayed_as=replayed_as,
-            position=rules.position(seq, *front) if place < LEASED else None,
+            position=rules.position(seq, *front) if READY <= place < LEASED else None,
+            stage=STAGES.get(place, Stage.HERE),
             request=self._request(seq) if Want.REQUEST in want else None,
             answer=self._answer(seq) if Want.ANSWER in want else None,
         )

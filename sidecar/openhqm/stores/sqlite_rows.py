@@ -13,6 +13,7 @@ from openhqm.stores.base import (
     BlobRef,
     Body,
     Lane,
+    Stage,
     State,
 )
 from openhqm.stores.sqlite_bulk import BulkChange, BulkInsert
@@ -23,7 +24,10 @@ new_tuple = tuple.__new__
 STATES = tuple(State)
 LANES = tuple(Lane)
 QUEUED, RUNNING, RETRYING, DONE, FAILED, CANCELLED, EXPIRED = range(7)
-READY, DELAYED, BLOCKED, LEASED, FINAL = range(5)
+CARRIED, PUBLISHING, READY, DELAYED, BLOCKED, LEASED, FINAL = range(-2, 5)
+STAGES = {PUBLISHING: Stage.PUBLISHING, CARRIED: Stage.CARRIED}
+"""Places below `READY`: a broker has the record, or is to have it."""
+
 STATE_NUMBERS = {state: number for number, state in enumerate(STATES)}
 
 HELD = """r.seq, r.id, r.lane, r.state, r.place, r.priority, r.epoch, r.attempts, r.claims, r.max_claims,
@@ -44,11 +48,17 @@ _LEASED = HELD.replace("r.state, r.place, r.priority, r.epoch", "1, 3, r.priorit
 _FROM_LEASES = "FROM leases l CROSS JOIN records r ON r.seq = l.seq LEFT JOIN requests q ON q.seq = r.seq"
 LEASED_THESE = f"SELECT {_LEASED} {_FROM_LEASES} WHERE l.seq IN (SELECT value FROM json_each(?))"  # noqa: S608
 LEASED_FIRST = f"SELECT {_LEASED} {_FROM_LEASES} WHERE l.seq > 0 ORDER BY l.seq LIMIT ?"
+# Records that are away have their timers in common with the ready ones.
 DUE = f"""SELECT r.seq FROM records r
-    WHERE r.seq BETWEEN ? AND ? AND r.place = ? AND r.wake_at <= ? AND {UNLEASED}
+    WHERE r.seq BETWEEN ? AND ? AND max(r.place, 0) = ? AND r.wake_at <= ? AND {UNLEASED}
     ORDER BY r.seq LIMIT ?"""  # noqa: S608
 NEXT_OF_KEY = f"""SELECT {HELD} {FROM}
     WHERE r.lane = ? AND r.key = ? AND r.place < 4 ORDER BY r.seq LIMIT 1"""
+# By its own index: the planner would read through the table, for that is in order too.
+TO_PUBLISH = """SELECT r.seq, r.id, q.envelope, q.body, q.blob, q.blob_bytes, r.accepted_at, r.deadline,
+    r.key, r.priority FROM records r INDEXED BY records_publishing JOIN requests q ON q.seq = r.seq
+    WHERE r.place = -1 AND r.seq > ? AND r.seq NOT IN (SELECT value FROM json_each(?))
+    ORDER BY r.seq LIMIT ?"""
 OUTLIVED = """r.seq, r.lane, r.state, r.replayed_as,
     iif(r.state = 4, r.request_bytes, 0)
         + ifnull(length(a.head), 0) + coalesce(a.blob_bytes, length(a.body), 0),
@@ -60,13 +70,18 @@ OUTLIVED_ID = f"SELECT {OUTLIVED} WHERE r.place = 4 AND r.id = ?"
 INSERT_RECORD = """INSERT INTO records (seq, id, lane, state, place, priority, max_claims, repeat,
     accepted_at, ready_at, deadline, wake_at, key, scope, fingerprint, parent, replay_of, request_bytes)
     VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-INSERT_ORDINARY = BulkInsert(
-    """records (seq, id, lane, state, place, priority, max_claims, repeat,
-    accepted_at, ready_at, deadline, wake_at, request_bytes)""",
-    "?, ?, 0, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?",
-)
+_ORDINARY = """records (seq, id, lane, state, place, priority, max_claims, repeat,
+    accepted_at, ready_at, deadline, wake_at, request_bytes)"""
+INSERT_ORDINARY = BulkInsert(_ORDINARY, "?, ?, 0, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?")
+INSERT_ORDINARY_OUTBOUND = BulkInsert(_ORDINARY, "?, ?, 0, 0, -1, ?, ?, ?, ?, ?, ?, ?, ?")
 INSERT_ORDINARY_REQUEST = BulkInsert("requests (seq, envelope, body)", "?, ?, ?")
 INSERT_REQUEST = "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)"
+CARRY = BulkChange("UPDATE records SET place = -2, request_bytes = 0 WHERE seq")
+EMPTY_REQUESTS = BulkChange(
+    "UPDATE requests SET envelope = NULL, body = NULL, blob = NULL, blob_bytes = NULL WHERE seq"
+)
+RETURN = "UPDATE records SET place = ?, wake_at = ?, request_bytes = ? WHERE seq = ?"
+RETURN_REQUEST = "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_ANSWER = BulkInsert("answers (seq, note, head, body)", "?, ?, ?, ?")
 INSERT_BLOB_ANSWER = "INSERT INTO answers VALUES (?, ?, ?, NULL, ?, ?)"
 INSERT_LEASE = BulkInsert("leases", "?, ?")
@@ -88,6 +103,8 @@ FIGURES = (
     "replayed",
     "dead_letters",
     "ready",
+    "publishing",
+    "carried",
     "bytes",
     "stale",
     "paused",
@@ -123,6 +140,11 @@ class Held(NamedTuple):
     blob_bytes: int | None
     callback: bytes | None
 
+    @property
+    def is_away(self) -> bool:
+        """Whether a broker has it or is to have it, so that a consumer may have it."""
+        return self.place < READY
+
 
 class Leased(NamedTuple):
     """What is kept of a leased record: enough to finish one that nothing else hangs on.
@@ -155,6 +177,8 @@ class Figures:
     replayed: int = 0
     dead_letters: int = 0
     ready: int = 0
+    publishing: int = 0
+    carried: int = 0
     bytes: int = 0
     stale: int = 0
     paused: int = 0
@@ -162,6 +186,10 @@ class Figures:
     @property
     def waiting(self) -> int:
         return self.states[QUEUED] + self.states[RETRYING]
+
+    @property
+    def away(self) -> int:
+        return self.publishing + self.carried
 
     @property
     def unfinished(self) -> int:
@@ -174,6 +202,8 @@ class Figures:
             self.replayed,
             self.dead_letters,
             self.ready,
+            self.publishing,
+            self.carried,
             self.bytes,
             self.stale,
             self.paused,

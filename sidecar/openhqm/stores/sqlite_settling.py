@@ -12,6 +12,7 @@ from openhqm.stores.sqlite_intake import Batch
 from openhqm.stores.sqlite_leasing import Leasing
 from openhqm.stores.sqlite_rows import (
     BLOCKED,
+    BY_ID,
     CANCELLED,
     DONE,
     END_LEASE,
@@ -51,6 +52,8 @@ class Settling:
         return results
 
     def _settle(self, settlement: Settlement) -> bool:
+        if settlement.epoch == 0 and isinstance(settlement, Finish) and self._finish_away(settlement):
+            return True
         leased = self._leasing.holder(settlement.id, settlement.epoch)
         if leased is None:
             self._refuse_answer(settlement)
@@ -60,6 +63,17 @@ class Settling:
             self._finish_free(leased, settlement)
         else:
             self._settle_whole(self.whole(leased), settlement)
+        return True
+
+    def _finish_away(self, finish: Finish) -> bool:
+        """End a record that a broker has or is to have; False if it is not one of these."""
+        row = self._books.one(BY_ID, finish.id)
+        held = None if row is None else Held._make(row)
+        if held is None or not held.is_away:
+            return False
+        self._settle_whole(held, finish)
+        # Nothing but its row says that it has ended.
+        self._endings.write()
         return True
 
     def whole(self, leased: Leased) -> Held:
@@ -146,6 +160,11 @@ class Settling:
 
     # -- a record ends
 
+    def end_waiting(self, held: Held, state: int) -> None:
+        """Make a record final that is not leased; of one that is away, a consumer may have it."""
+        self.finish(held, state, held.attempts + held.is_away)
+        self._endings.write()
+
     def finish(
         self,
         held: Held,
@@ -161,6 +180,8 @@ class Settling:
         books = self._books
         figures = books.figures[held.lane]
         figures.ready -= held.place == READY
+        if held.is_away:
+            books.has_left_stage(held)
         figures.bytes -= books.options.answer_reserve_bytes
         figures.bytes += self._endings.add_answer(held.seq, note, answer)
         claims = held.claims if claims is None else claims

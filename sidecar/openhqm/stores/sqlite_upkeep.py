@@ -94,8 +94,7 @@ class Upkeep:
         # Read one by one, for the one before it may have moved it: the next of its key.
         held = Held._make(self._books.one(BY_SEQ, seq) or ())
         if held.deadline is not None and held.deadline <= now:
-            self._settling.finish(held, EXPIRED, held.attempts)
-            self._endings.write()
+            self._settling.end_waiting(held, EXPIRED)
         elif held.place == DELAYED:
             self._settling.place(held)
 
