@@ -92,11 +92,19 @@ class Carrying:
             self._return(held, record)
             return Arrival.RETURNED
         if held is not None or batch.has(record.id):
+            self._drop_body(record, held, batch)
             return Arrival.KNOWN
         if record.deadline is not None and record.deadline <= self._books.clock():
             return Arrival.TOO_LATE
         refusal = self._intake.admit(replace(record, idempotency=None, outbound=False), batch)
         return Refused(refusal) if refusal else Arrival.TAKEN_IN
+
+    def _drop_body(self, record: NewRecord, held: Held | None, batch: Batch) -> None:
+        """The blob of a KNOWN message is garbage, unless this repeats the call that took it in."""
+        if isinstance(record.body, BlobRef):
+            name = record.body.name
+            if not (batch.names(name) if held is None else held.blob == name):
+                self._books.dropped.append(record.body)
 
     def _return(self, held: Held, record: NewRecord) -> None:
         """Have a record that was away wait here, with the request that came."""

@@ -169,6 +169,10 @@ class Batch:
     def has(self, id: bytes) -> bool:
         return id in self._ids
 
+    def names(self, blob: str) -> bool:
+        """Whether a record of this batch has the blob as its body."""
+        return any(name == blob for _, _, _, name, *_ in self._requests)
+
     def add(
         self,
         record: NewRecord,
