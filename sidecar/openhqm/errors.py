@@ -21,6 +21,7 @@ OpenHQMError
 ├── Unavailable                 our doing and temporary: 503 with Retry-After
 │   ├── BacklogFull
 │   ├── StoreUnavailable
+│   ├── BrokerUnavailable       requests are stored all the same, and published later
 │   ├── TooManyConnections
 │   ├── AppStarting             nothing was sent: the app takes no connections yet
 │   └── Draining
@@ -138,6 +139,10 @@ class BacklogFull(Unavailable):
 
 class StoreUnavailable(Unavailable):
     """The Store cannot be reached or cannot write; safe to call again."""
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker cannot be reached, or what it did is not known; calling again is safe."""
 
 
 class TooManyConnections(Unavailable):
