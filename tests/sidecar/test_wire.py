@@ -58,7 +58,7 @@ def test_all_of_a_request_stands_in_attributes_and_its_body_is_raw() -> None:
         "openhqm-id": str(ID),
         "openhqm-method": "POST",
         "openhqm-path": "/a%20b?x=1&x=2",
-        "openhqm-headers": '[["Host","h"],["X-A","1"],["x-a","café"],["Content-Type","text/plain"]]',
+        "openhqm-headers": '[["Host","h"],["X-A","1"],["x-a","caf\\u00e9"],["Content-Type","text/plain"]]',
         "openhqm-accepted": "2023-11-14T22:13:20.250Z",
         "openhqm-deadline": "2023-11-14T22:15:00.000Z",
         "openhqm-priority": "7",

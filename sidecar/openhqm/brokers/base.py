@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from openhqm.stores.base import Durability
 
@@ -60,15 +61,20 @@ class BrokerOptions:
     receives: bool = True
 
 
+KEY_ATTRIBUTE = "openhqm-key"
+"""The ordering key among the attributes, percent-encoded."""
+
+
 @dataclass(slots=True)
 class Message:
     """What travels.
 
     Args:
         body: any bytes.
-        attributes: text beside the body, in the broker's own headers or fields. Names are ASCII and
+        attributes: text beside the body, in the broker's own headers or fields: printable ASCII, names
             compared without regard to case.
-        key: messages with equal keys keep their order, where the broker can.
+        key: messages with equal keys keep their order, where the broker can. One that has no field for it
+            carries it as `KEY_ATTRIBUTE`.
         id: the same for the same message published again, so that a broker may drop the second.
     """
 
@@ -99,6 +105,22 @@ class Rejected:
     """The broker will never take this message; *reason* says why, for people."""
 
     reason: str
+
+
+def attributes_with_key(message: Message) -> dict[str, str]:
+    """The attributes of *message*, its key among them."""
+    attributes = dict(message.attributes)
+    if message.key is not None:
+        attributes.setdefault(KEY_ATTRIBUTE, quote_from_bytes(message.key))
+    return attributes
+
+
+def key_among(attributes: Mapping[str, str]) -> bytes | None:
+    """The key that `attributes_with_key` put there, in any case of its name."""
+    for name, value in attributes.items():
+        if name.lower() == KEY_ATTRIBUTE:
+            return unquote_to_bytes(value)
+    return None
 
 
 class Broker(Protocol):
