@@ -82,6 +82,11 @@ class Envelope:
         return cls(head, *attributes)
 
 
+def unreadable(reason: str) -> bytes:
+    """Return what stands in the place of an envelope for bytes that are none: reading it says *reason*."""
+    return orjson.dumps({"v": FORMAT_VERSION, "unreadable": reason}) + b"\n"
+
+
 @lru_cache(maxsize=1024)  # clients come back with the same few lines: 0.2 us instead of 0.9 for each
 def _attributes(line: bytes) -> tuple[str, float | None, int | None, bool, str]:
     """Read an attribute line: the fields of `Envelope` after the head, in their order."""
@@ -92,6 +97,8 @@ def _attributes(line: bytes) -> tuple[str, float | None, int | None, bool, str]:
         raise EnvelopeCorrupt("the envelope's attribute line cannot be read") from exc
     if version != FORMAT_VERSION:
         raise EnvelopeCorrupt(f"envelope format {version} is newer than this build reads")
+    if "unreadable" in attributes:
+        raise EnvelopeCorrupt(str(attributes["unreadable"]))
     try:
         read = Envelope(b"", **attributes)
     except TypeError as exc:

@@ -30,6 +30,14 @@ class Happening(enum.StrEnum):
     CANCELLED = "request.cancelled"
     EXPIRED = "request.expired"
     REPLAYED = "request.replayed"
+    PUBLISHED = "request.published"
+    """A broker carries it now."""
+    TAKEN_IN = "request.taken_in"
+    """It came from a broker, and is a record now."""
+    RETURNED = "request.returned"
+    """It came back from the broker that carried it."""
+    DROPPED = "message.dropped"
+    """A message that nobody knew came after its deadline."""
     LEASE_LOST = "lease.lost"
 
 

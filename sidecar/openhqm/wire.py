@@ -43,6 +43,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 import orjson
 
 from openhqm.brokers.base import Abilities, Message
+from openhqm.envelope import Envelope
 from openhqm.errors import EnvelopeCorrupt
 from openhqm.stores.base import Outbound
 
@@ -94,7 +95,11 @@ def encode_request(record: Outbound, body: bytes, abilities: Abilities) -> Messa
 
     Args:
         body: the request's, whole.
+
+    Raises:
+        EnvelopeCorrupt: the stored request cannot be read.
     """
+    Envelope.decode(record.envelope)
     options, _, head = record.envelope.partition(b"\n")
     request_line, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
     method, path, _ = request_line.split(b" ")
