@@ -28,7 +28,7 @@ from openhqm.stores.base import Body, Finish, Outbound, State, Store
 from openhqm.wire import encode_request
 
 BATCH = 256
-HOLD_SECONDS = 30.0
+HOLD_SECONDS = 15.0
 """Nobody else gets a batch that long; it is tried as often as that allows, then asked for anew."""
 WAIT_SECONDS = 1.0
 BACKOFF_SECONDS = 0.1

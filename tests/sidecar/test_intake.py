@@ -29,6 +29,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FULL_SECONDS", "AGAIN_SECONDS"):
         monkeypatch.setattr(intake, name, 0.005)
     monkeypatch.setattr(intake, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(publishing, "HOLD_SECONDS", 0.1)
     monkeypatch.setattr(publishing, "BACKOFF_SECONDS", 0.005)
     monkeypatch.setattr(publishing, "WAIT_SECONDS", 0.05)
 
