@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -148,12 +147,13 @@ class Intake:
     async def _store_and_confirm(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Returns those that are to stay with the broker."""
         records = [await self._record(delivery) for delivery in deliveries]
-        # When this raises, nobody knows what was committed: bodies must stay.
+        # When this raises, nobody knows what was committed: bodies must stay, and the next try has its own.
         results = await self._store.arrive(records)
         unused = [
             record.body
             for record, result in zip(records, results, strict=True)
-            if isinstance(record.body, BlobRef) and result not in (Arrival.TAKEN_IN, Arrival.RETURNED)
+            if isinstance(record.body, BlobRef)
+            and (isinstance(result, Refused) or result is Arrival.TOO_LATE)
         ]
         if unused:
             await self._forget(unused)
@@ -194,7 +194,7 @@ class Intake:
     async def _keep(self, id: bytes, body: bytes) -> Body:
         if len(body) <= self.terms.inline_bytes:
             return body
-        writer = await self._store.blobs.write(id, f"arrival-{secrets.token_hex(8)}")
+        writer = await self._store.blobs.write(id, "request")
         try:
             await writer.write(body)
             return await writer.commit()
