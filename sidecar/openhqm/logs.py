@@ -34,6 +34,7 @@ _ERRORS = {
     Happening.RETRIED: "info",
     Happening.RELEASED: "info",
     Happening.EXPIRED: "info",
+    Happening.DROPPED: "info",
 }
 _ORDINARY = {
     Happening.ACCEPTED: "info",
@@ -41,6 +42,9 @@ _ORDINARY = {
     Happening.CANCEL_REQUESTED: "info",
     Happening.CANCELLED: "info",
     Happening.REPLAYED: "info",
+    Happening.PUBLISHED: "info",
+    Happening.TAKEN_IN: "info",
+    Happening.RETURNED: "info",
     Happening.SHADOWED: "info",
     Happening.LEFT_OUT: "info",
     Happening.LEASED: "debug",

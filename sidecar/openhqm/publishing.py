@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from itertools import compress
 
 import orjson
 import structlog
@@ -111,9 +112,21 @@ class Publishing:
             else:
                 taken.append(record.id)
         if taken:
-            self._lifecycle.tally(Happening.PUBLISHED, sum(await self._store.carried(taken)))
+            await self._carried(taken)
         if refused:
-            self._tell(refused, await self._store.settle(refused))
+            await self._give_up(refused)
+
+    async def _carried(self, ids: Sequence[bytes]) -> None:
+        applied = await self._store.carried(ids)
+        if not self._lifecycle.hears(Happening.PUBLISHED):
+            self._lifecycle.tally(Happening.PUBLISHED, sum(applied))
+            return
+        for id in compress(ids, applied):
+            self._lifecycle.emit(Event(Happening.PUBLISHED, id))
+
+    async def _give_up(self, refused: Sequence[Finish]) -> None:
+        for finish in compress(refused, await self._store.settle(refused)):
+            self._lifecycle.emit(Event(Happening.DEAD_LETTERED, finish.id, reason=finish.reason))
 
     async def _message(self, record: Outbound) -> Message | Finish | None:
         """What to publish; how to end a record that cannot be; None for one that is gone meanwhile."""
@@ -134,11 +147,6 @@ class Publishing:
         if isinstance(body, bytes):
             return body
         return b"".join([chunk async for chunk in self._store.blobs.read(body)])
-
-    def _tell(self, refused: Sequence[Finish], accepted: Sequence[bool]) -> None:
-        for finish, was_applied in zip(refused, accepted, strict=True):
-            if was_applied:
-                self._lifecycle.emit(Event(Happening.DEAD_LETTERED, finish.id, reason=finish.reason))
 
 
 def _refused(record: Outbound, reason: str, why: str) -> Finish:

@@ -150,6 +150,7 @@ EVENTS = [
                 "request.released",
                 "request.expired",
                 "request.answered",
+                "message.dropped",
             },
         ),
         ("errors", "warning", {"request.dead_lettered", "lease.lost", "request.refused", "request.answered"}),
