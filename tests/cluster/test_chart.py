@@ -34,6 +34,7 @@ from openhqm_operator.kube.client import Kube
 from openhqm_operator.kube.errors import KubeError
 from openhqm_operator.kube.login import from_kubeconfig
 from openhqm_operator.kube.resources import (
+    DAEMON_SETS,
     DEPLOYMENTS,
     NAMESPACES,
     PODS,
@@ -274,10 +275,15 @@ async def _until_policies_are_in_force(kube: Kube) -> None:
 @pytest.fixture
 def deployment(release: ControlPlane) -> Object:
     """A user's Deployment."""
+    return _workload(release, "Deployment")
+
+
+def _workload(plane: ControlPlane, kind: str) -> Object:
+    """A user's workload of *kind*."""
     name = f"legacy-{next(_numbers)}"
     body = {
         "apiVersion": "apps/v1",
-        "kind": "Deployment",
+        "kind": kind,
         "metadata": {"name": name, "namespace": SHOP, "labels": {"team": "shop"}},
         "spec": {
             "selector": {"matchLabels": {"app": name}},
@@ -289,29 +295,45 @@ def deployment(release: ControlPlane) -> Object:
             },
         },
     }
-    return release.request("POST", f"/apis/apps/v1/namespaces/{SHOP}/deployments", body)
+    return plane.request("POST", f"/apis/apps/v1/namespaces/{SHOP}/{kind.lower()}s", body)
 
 
-def _touch(deployment: Object, **more: Any) -> Object:
+def _touch(workload: Object, **more: Any) -> Object:
     """What the operator applies to a workload, and *more* of the template."""
     metadata = {"labels": {"openhqm.io/proxy": "legacy"}, "annotations": {"openhqm.io/config-hash": "1"}}
     return {
         "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {name: deployment["metadata"][name] for name in ("name", "namespace")},
+        "kind": workload["kind"],
+        "metadata": {name: workload["metadata"][name] for name in ("name", "namespace")},
         "spec": {"template": {"metadata": metadata, **more}},
     }
 
 
-async def test_operator_touches_label_and_annotation(operator: Kube, deployment: Object) -> None:
-    touched = await operator.apply(_touch(deployment), manager="openhqm-operator", force=True)
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "DaemonSet"])
+async def test_operator_touches_label_and_annotation(
+    operator: Kube, release: ControlPlane, kind: str
+) -> None:
+    """Also where the API server answers a new template with an annotation of its own (DaemonSet)."""
+    workload = _workload(release, kind)
+    touched = await operator.apply(_touch(workload), manager="openhqm-operator", force=True)
     assert touched["spec"]["template"]["metadata"]["labels"]["openhqm.io/proxy"] == "legacy"
 
-    bare = _touch(deployment)
+    bare = _touch(workload)
     del bare["spec"]
     restored = await operator.apply(bare, manager="openhqm-operator", force=True)
 
-    assert restored["spec"]["template"] == deployment["spec"]["template"]
+    assert restored["spec"]["template"] == workload["spec"]["template"]
+
+
+async def test_operator_writes_no_annotation_of_a_daemon_set(operator: Kube, release: ControlPlane) -> None:
+    """The one that the API server counts in is not the operator's excuse for others."""
+    workload = _workload(release, "DaemonSet")
+    operation = {"op": "add", "path": "/metadata/annotations/x", "value": "y"}
+
+    with pytest.raises(KubeError, match="own labels"):
+        await operator.patch_json(
+            DAEMON_SETS, (SHOP, workload["metadata"]["name"]), [operation], manager="openhqm-operator"
+        )
 
 
 WORKLOAD_CHANGES = [
