@@ -17,7 +17,7 @@ from openhqm.settings import LogSettings
 from openhqm_operator.api.conditions import find
 from openhqm_operator.api.status import ConditionType
 from openhqm_operator.kube.client import Kube
-from openhqm_operator.kube.errors import NotFound
+from openhqm_operator.kube.errors import Forbidden, NotFound
 from openhqm_operator.kube.login import from_kubeconfig
 from openhqm_operator.kube.resources import (
     ASYNC_PROXIES,
@@ -56,6 +56,15 @@ class FatalKube(Kube):
         if self._writes_left < 0:
             raise Killed
         return answer
+
+
+class ForbiddenKube(Kube):
+    """A client that may not change workloads."""
+
+    async def apply(self, body: Object, **options: Any) -> Object:
+        if body["kind"] == "Deployment":
+            raise Forbidden("PATCH deployments/legacy: 403 denied by policy freeze", status=403)
+        return await super().apply(body, **options)
 
 
 @pytest_asyncio.fixture
@@ -191,6 +200,22 @@ async def test_annotations_that_cannot_be_followed_touch_nothing(shop: Shop, kub
     assert (await shop.conditions())["Accepted"] == ("False", "InvalidAnnotation")
     assert json.dumps(await shop.spec()) == before
     assert (await kube.list(SECRETS, shop.namespace)).items == []
+
+
+async def test_a_write_that_is_refused_is_told_where_its_owner_looks(
+    api_server: ControlPlane, shop: Shop, kube: Kube
+) -> None:
+    await shop.annotate(enabled="true")
+    async with ForbiddenKube(await from_kubeconfig(api_server.kubeconfig)) as forbidden:
+        with pytest.raises(Forbidden, match="policy freeze"):
+            await shop.converge(forbidden)
+    assert "WriteRefused" in shop.told
+
+    shop.told.clear()
+    await shop.converge(kube)
+
+    assert "WriteRefused" not in shop.told
+    assert (await shop.conditions())["Ready"] == ("True", "Ready")
 
 
 async def test_a_deleted_workload_lets_its_async_proxy_go(shop: Shop, kube: Kube) -> None:

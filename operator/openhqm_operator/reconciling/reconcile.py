@@ -20,7 +20,15 @@ import structlog
 from openhqm_operator.api import names
 from openhqm_operator.gateway.stage import Sleep
 from openhqm_operator.kube.client import Kube
-from openhqm_operator.kube.errors import AlreadyExists, Conflict, Invalid, KubeError, NotFound, Unavailable
+from openhqm_operator.kube.errors import (
+    AlreadyExists,
+    Conflict,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    Unavailable,
+)
 from openhqm_operator.kube.owned import owned_metadata
 from openhqm_operator.kube.resources import (
     ASYNC_PROXIES,
@@ -130,8 +138,21 @@ class Reconciler:
             # Before the steps: a workload must not go to zero while its gateway leaves.
             self.sleeps[key] = wanted.sleep
             for step in wanted.steps:
-                await self._take(step)
+                try:
+                    await self._take(step)
+                except (Forbidden, Invalid) as exc:
+                    await self._tell_refusal(key, exc)
+                    raise
         return wanted
+
+    async def _tell_refusal(self, key: Key, refusal: KubeError) -> None:
+        """Say on the AsyncProxy what the API server does not let us write: only its owner can change that."""
+        proxy = await self._observer.fresh_proxy(key)
+        if proxy is not None:
+            note = (
+                f"The API server refuses what is to be written, again and again until it lets it: {refusal}"
+            )
+            self._post(proxy, "WriteRefused", note, action="Reconcile", is_warning=True)
 
     async def _decide(self, key: Key, *, fresh: bool) -> Desired | None:
         seen: Observed | None = await self._observer.look(key, fresh=fresh)
