@@ -207,6 +207,7 @@ class Acceptor:
             on_lost=_REPEAT if repeatable else _UNKNOWN,
             max_claims=self._settings.retry.max_claims,
             callback=callback,
+            outbound=self._settings.broker.url is not None,
         )
 
     def _max_age_seconds(self, control: Control, decision: Decision) -> float:

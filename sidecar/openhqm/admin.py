@@ -269,7 +269,10 @@ class _Admin:
         replayed: list[dict[str, str]] = []
         refused: list[str] = []
         async for ids in self._chosen(request, replayed=False):
-            replays = [Replay(id, self._mint(), self._settings().queue.max_age_seconds) for id in ids]
+            settings = self._settings()
+            outbound = settings.broker.url is not None and settings.mode != "egress"
+            age = settings.queue.max_age_seconds
+            replays = [Replay(id, self._mint(), age, outbound) for id in ids]
             for replay, done in zip(replays, await self._store.replay(replays), strict=True):
                 if done:
                     replayed.append({"id": id_text(replay.id), "new_id": id_text(replay.new_id)})

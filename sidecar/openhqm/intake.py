@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import structlog
 
@@ -27,6 +26,7 @@ from openhqm.envelope import Envelope, unreadable
 from openhqm.errors import BrokerUnavailable, EnvelopeCorrupt, StoreUnavailable
 from openhqm.lifecycle import Event, Happening, Lifecycle
 from openhqm.retry import IDEMPOTENT_METHODS
+from openhqm.settings import Settings
 from openhqm.stores.base import Arrival, BlobRef, Body, Counts, NewRecord, OnLost, Refused, Store
 from openhqm.wire import Carried, decode_request, is_ours
 
@@ -51,27 +51,13 @@ Understand = Callable[[Delivery], Carried]
 """Makes a request of a message that is not of our own format. Raises EnvelopeCorrupt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What is said of every request that comes in.
-
-    Args:
-        max_claims: of `NewRecord`.
-        inline_bytes: larger bodies become blobs.
-        slots: attempts under way at once; None where this process runs none.
-    """
-
-    max_claims: int
-    inline_bytes: int
-    slots: int
-
-
 class Intake:
     """One queue's way in.
 
     Args:
-        store, broker: open.
-        understand: for messages of others; None refuses them.
+        store: open.
+        broker: open when `run` is called.
+        understand: for messages of others; None makes dead letters of them.
     """
 
     def __init__(
@@ -79,16 +65,22 @@ class Intake:
         store: Store,
         broker: Broker,
         lifecycle: Lifecycle,
-        terms: Terms,
+        settings: Settings,
         understand: Understand | None = None,
     ) -> None:
-        self.terms = terms
         self._store = store
         self._broker = broker
         self._lifecycle = lifecycle
         self._understand = understand
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Take over the hot settings: how much is taken out, and what becomes a blob."""
+        self._slots = settings.egress.concurrency
+        self._max_claims = settings.retry.max_claims
+        self._inline_bytes = min(settings.store.spill_bytes, self._store.abilities.max_inline_bytes)
 
     async def run(self) -> None:
         """Take in until drained."""
@@ -96,7 +88,7 @@ class Intake:
         try:
             while not self._stopping.is_set():
                 try:
-                    room = room_for(await self._store.counts(), self.terms.slots)
+                    room = room_for(await self._store.counts(), self._slots)
                     if not room:
                         await self._pause(FULL_SECONDS)
                         continue
@@ -111,12 +103,16 @@ class Intake:
         finally:
             self._ended.set()
 
+    def stop(self) -> None:
+        """Receive no more."""
+        self._stopping.set()
+
     async def drain(self, timeout_seconds: float) -> None:
         """Receive no more, give what was received *timeout_seconds* to be stored and confirmed.
 
         What is not comes again, here or elsewhere.
         """
-        self._stopping.set()
+        self.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._ended.wait()
@@ -181,7 +177,7 @@ class Intake:
             deadline=found.deadline,
             key=found.key,
             on_lost=_on_lost(found.envelope),
-            max_claims=self.terms.max_claims,
+            max_claims=self._max_claims,
         )
 
     def _read(self, delivery: Delivery) -> Carried:
@@ -192,7 +188,7 @@ class Intake:
         return self._understand(delivery)
 
     async def _keep(self, id: bytes, body: bytes) -> Body:
-        if len(body) <= self.terms.inline_bytes:
+        if len(body) <= self._inline_bytes:
             return body
         writer = await self._store.blobs.write(id, "request")
         try:

@@ -41,11 +41,12 @@ from openhqm.sampling import Sampler
 from openhqm.settings import Settings
 from openhqm.settings_docs import mask_url
 from openhqm.stats import EgressFigures, Phase, Stats
-from openhqm.storage import open_handles, open_previous, open_store
+from openhqm.storage import make_broker, open_handles, open_previous, open_store
 from openhqm.stores.base import Store
 from openhqm.tallies import Tallies
 
 if TYPE_CHECKING:
+    from openhqm.carrying import Carrying
     from openhqm.metrics import Metrics
     from openhqm.pod import Pod
 
@@ -148,6 +149,7 @@ class Process:
         stats.previous = previous
         exposition = _exposition(tallies, figures)
         self._log_requests()
+        carrying = await self._build_carrying(store, stack)
         seen = _seen(store, previous)
         front = await self._build_front(seen, previous, client, stats, exposition)
 
@@ -160,6 +162,9 @@ class Process:
             _show(front, stats, tallies)
         for each in replays:
             loops |= each.loops
+        if carrying is not None:
+            loops["carrying"] = carrying.run
+            stats.carried = carrying.backlog
         pod = self._build_pod(client, stats, front, replays)
         if pod is not None:
             loops["pod"] = pod.run
@@ -173,7 +178,7 @@ class Process:
             stats.phase = Phase.SERVING
             self._announce(store, stats)
             await self._stopping.wait()
-            await self._drain(stats, front, replays)
+            await self._drain(stats, front, replays, carrying)
             for task in tasks:
                 task.cancel()
 
@@ -236,6 +241,26 @@ class Process:
         callbacks = Callbacks(store, self._settings)
         self._hot.append(callbacks.apply)
         return callbacks
+
+    async def _build_carrying(self, store: Store, stack: AsyncExitStack) -> Carrying | None:
+        """Build what publishes to the broker and takes in from it; None without a broker."""
+        broker = make_broker(self._settings, store)
+        if broker is None:
+            return None
+        from openhqm.carrying import Carrying
+        from openhqm.intake import Intake
+        from openhqm.publishing import Publishing
+
+        publishing = intake = None
+        if self._settings.mode != "egress":
+            publishing = Publishing(store, broker, self._lifecycle)
+        if self._settings.mode != "ingress":
+            intake = Intake(store, broker, self._lifecycle, self._settings)
+            self._hot.append(intake.apply)
+        carrying = Carrying(broker, publishing, intake)
+        stack.push_async_callback(carrying.close)
+        await carrying.open()
+        return carrying
 
     def _log_requests(self) -> None:
         request_log = logs.RequestLog(self._settings.log)
@@ -352,7 +377,9 @@ class Process:
         if front is not None:
             front.begin_drain()
 
-    async def _drain(self, stats: Stats, front: Front | None, replays: Sequence[Replays]) -> None:
+    async def _drain(
+        self, stats: Stats, front: Front | None, replays: Sequence[Replays], carrying: Carrying | None
+    ) -> None:
         """End in the order that loses nothing (design R8).
 
         Unready, held waits become 202s, no new leases (a Pod's preStop may have said all that before us),
@@ -362,11 +389,14 @@ class Process:
         clock = asyncio.get_running_loop().time
         deadline = clock() + settings.timeout_seconds - CLOSE_SECONDS
         self._begin_drain(stats, front, replays)
+        if carrying is not None:
+            carrying.stop_receiving()
         assert self._draining_since is not None
         if front is not None:
             moved_at = self._draining_since + settings.accept_seconds
             await self._unless_hurried(asyncio.sleep(max(moved_at - clock(), 0.0)))
-        parts: list[Front | Egress | Callbacks] = [] if front is None else [front]
+        parts: list[Front | Egress | Callbacks | Carrying] = [] if front is None else [front]
+        parts += [] if carrying is None else [carrying]
         parts += [part for each in replays for part in (each.egress, each.callbacks)]
 
         def endings(seconds: float) -> list[Coroutine[Any, Any, None]]:

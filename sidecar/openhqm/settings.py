@@ -217,7 +217,7 @@ class BrokerSettings(Area):
 
     url: SecretStr | None = Field(
         None,
-        description="A broker for foreign producers or consumers; None: the store carries the backlog.",
+        description="A broker that carries the backlog: nats://, nats+tls://; None: the store carries it.",
         json_schema_extra={"structural": True},
     )
 
@@ -654,9 +654,6 @@ class Settings(Area):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Settings:
-        if self.broker.url is not None:
-            # Ignoring it would leave the backlog where its owner does not expect it.
-            raise ValueError("broker.url: this version has no brokers; the store carries the backlog")
         ports = [p for p in (self.ingress.port, self.health.port, self.admin.port) if p]
         if len(set(ports)) != len(ports):
             raise ValueError("ingress.port, health.port and admin.port must differ")

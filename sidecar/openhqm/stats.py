@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from openhqm import __version__
@@ -107,6 +107,8 @@ class Stats:
         """Requests that came to pass straight through since the start, and those with the app now."""
         self.app_stopping: Callable[[], bool] = lambda: False
         """Whether a container of the app said that it is about to end."""
+        self.carried: Callable[[], Awaitable[int | None]] | None = None
+        """Messages that wait in the broker, None while that is not known; no function without a broker."""
         self.previous: Store | None = None
         """The store that is being finished (`store.previous_url`)."""
         self._store = store
@@ -156,11 +158,15 @@ class Stats:
         arrival, drain = self._rates(_Sample(self._clock(), counts))
         egress = self._egress
         passed, passing = self.passed()
+        waiting = await self.carried() if self.carried is not None else 0
+        # What the store has given to the broker it counts itself.
+        foreign = max((waiting or 0) - counts.carried, 0)
         return {
             "queue": self._queue,
-            "backlog": counts.backlog,
+            "backlog": counts.backlog + foreign,
             "previous_backlog": await self._previous_backlog(),
-            "due": max(counts.queued + counts.retrying - counts.delayed, 0),
+            "broker_backlog": waiting,
+            "due": max(counts.queued + counts.retrying - counts.delayed, 0) + foreign,
             "delayed": counts.delayed,
             "in_flight": egress.in_flight if egress else 0,
             "concurrency": egress.concurrency if egress else 0,

@@ -1,7 +1,7 @@
-"""Opens the Store that the settings name, and refuses one that keeps less than was asked for.
+"""Opens the Store that the settings name, and refuses one that keeps less than was asked; makes the Broker.
 
-Between `stores/registry.py`, which knows schemes, and those who need an open Store: `main.py` and
-`openhqm check`. Also here: the keys that sign handles, because an unconfigured one lives in the Store.
+Between the registries, which know schemes, and those who need an open Store: `main.py` and `openhqm check`.
+Also here: the keys that sign handles, because an unconfigured one lives in the Store.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import secrets
 
 from pydantic import SecretStr
 
+from openhqm.brokers import registry as broker_registry
+from openhqm.brokers.base import Broker, BrokerOptions
 from openhqm.errors import SettingsError
 from openhqm.handles import Handles
 from openhqm.settings import Settings
@@ -65,6 +67,29 @@ async def open_previous(settings: Settings) -> Store | None:
     except SettingsError as exc:
         raise SettingsError(f"store.previous_url: {exc}") from exc
     return store
+
+
+def make_broker(settings: Settings, store: Store) -> Broker | None:
+    """Make the Broker that carries the backlog, not opened yet; None where the store does.
+
+    Raises:
+        SettingsError: it must not be used as it is.
+    """
+    if settings.broker.url is None:
+        return None
+    if settings.mode == "ingress" and not store.abilities.shared:
+        raise SettingsError(
+            "broker.url: in mode ingress others run what it carries, and the answers come back through the "
+            "store: name one that can be shared in store.url, such as redis://"
+        )
+    return broker_registry.create(settings.broker.url.get_secret_value(), broker_options(settings))
+
+
+def broker_options(settings: Settings) -> BrokerOptions:
+    """What the settings say to every broker."""
+    return BrokerOptions(
+        settings.queue.name, publishes=settings.mode != "egress", receives=settings.mode != "ingress"
+    )
 
 
 def _create(settings: Settings, url: SecretStr) -> Store:

@@ -368,6 +368,8 @@ def test_backends_say_what_to_install() -> None:
 
     assert found["memory:"]["installed"]
     assert found["redis://"]["install"] == "pip install 'openhqm[redis]'"
+    assert (found["redis://"]["kind"], found["nats://"]["kind"]) == ("store", "broker")
+    assert found["nats://"]["install"] == "pip install 'openhqm[nats]'"
 
 
 async def test_check_tells_what_works_and_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,20 @@ from openhqm import intake, publishing, wire
 from openhqm.brokers.base import Delivery, Message
 from openhqm.envelope import Envelope
 from openhqm.errors import BrokerUnavailable, EnvelopeCorrupt, StoreUnavailable
-from openhqm.intake import Intake, Terms, foreign_id, room_for
+from openhqm.intake import Intake, foreign_id, room_for
 from openhqm.lifecycle import Happening
 from openhqm.publishing import Publishing
+from openhqm.settings import load
 from openhqm.stores.base import BlobRef, Counts, OnLost, Outbound, Refused, State, Store, Want
 
-TERMS = Terms(max_claims=5, inline_bytes=100_000, slots=8)
+INLINE_BYTES = 100_000
+SETTINGS = load(
+    flags={
+        "app": {"url": "http://127.0.0.1:1"},
+        "store": {"url": "memory:", "require_durability": "none", "spill_bytes": INLINE_BYTES},
+    },
+    environ={},
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +43,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def of(test: Bench, broker: MemoryBroker, store: Store | None = None, **changes: Any) -> Intake:
-    return Intake(store or test.store, broker, test.lifecycle, TERMS, **changes)
+    return Intake(store or test.store, broker, test.lifecycle, SETTINGS, **changes)
 
 
 def ours(body: bytes = b"body", **changes: Any) -> Message:
@@ -100,7 +108,7 @@ async def test_what_a_lost_lease_means_follows_from_the_request(
 
 async def test_a_large_body_becomes_a_blob() -> None:
     test = await bench()
-    test.queue.put(ours(b"x" * (TERMS.inline_bytes + 1)))
+    test.queue.put(ours(b"x" * (INLINE_BYTES + 1)))
     async with running(of(test, await test.broker())):
         lease = await take_one(test.store, wait_seconds=5.0)
     assert isinstance(lease.body, BlobRef)

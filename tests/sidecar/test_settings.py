@@ -393,8 +393,3 @@ def test_refusals_do_not_repeat_secrets() -> None:
         load(environ={"OPENHQM_HANDLE__KEYS": "hunter2"})
 
     assert "hunter2" not in str(error.value)
-
-
-def test_a_broker_is_refused_rather_than_ignored() -> None:
-    with pytest.raises(SettingsError, match=r"^broker\.url: this version has no brokers"):
-        load(flags={"broker": {"url": "kafka://host"}}, environ={})

@@ -8,10 +8,11 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from urllib.parse import urlsplit
 
-from openhqm.errors import SettingsError, StoreUnavailable
+from openhqm.brokers import registry as broker_registry
+from openhqm.errors import BrokerUnavailable, SettingsError, StoreUnavailable
 from openhqm.settings import Settings
 from openhqm.settings_docs import mask_url
-from openhqm.storage import open_previous, open_store
+from openhqm.storage import broker_options, open_previous, open_store
 from openhqm.stores import registry
 
 
@@ -29,6 +30,8 @@ async def check_all(settings: Settings) -> list[Finding]:
     findings = [Finding("settings", True, f"mode {settings.mode}"), await _store(settings)]
     if settings.store.previous_url is not None:
         findings.append(await _previous(settings, settings.store.previous_url.get_secret_value()))
+    if settings.broker.url is not None:
+        findings.append(await _broker(settings, settings.broker.url.get_secret_value()))
     return [*findings, await _app(settings)]
 
 
@@ -56,6 +59,20 @@ async def _previous(settings: Settings, url: str) -> Finding:
     return Finding("previous store", True, f"{mask_url(url)}: {unfinished} unfinished requests")
 
 
+async def _broker(settings: Settings, url: str) -> Finding:
+    shown = mask_url(url)
+    try:
+        broker = broker_registry.create(url, broker_options(settings))
+        await broker.open()
+    except (SettingsError, BrokerUnavailable) as exc:
+        return Finding("broker", False, f"{shown}: {exc}")
+    abilities = broker.abilities
+    await broker.close()
+    return Finding(
+        "broker", True, f"{shown}: durability {abilities.durability.name.lower()} ({abilities.why})"
+    )
+
+
 async def _app(settings: Settings) -> Finding:
     if settings.app.url is None:
         return Finding("app", True, "none: API mode")
@@ -74,14 +91,16 @@ async def _app(settings: Settings) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One scheme of `store.url`.
+    """One scheme of `store.url` or `broker.url`.
 
     Args:
+        kind: "store" or "broker"; "" for one of another distribution that cannot be imported.
         install: the command that brings its client library, "" when none is needed.
         summary: the first line of its module's docstring, "" while it cannot be imported.
     """
 
     url: str
+    kind: str
     installed: bool
     install: str
     summary: str
@@ -90,17 +109,20 @@ class Backend:
 def known_backends() -> list[Backend]:
     """List the schemes built in, then those of other distributions."""
     built_in = [
-        _backend(scheme, target, f"pip install 'openhqm[{extra}]'" if extra else "")
-        for scheme, (target, extra) in registry.STORES.items()
+        _backend(scheme, kind, target, f"pip install 'openhqm[{extra}]'" if extra else "")
+        for kind, table in (("store", registry.STORES), ("broker", broker_registry.BROKERS))
+        for scheme, (target, extra) in table.items()
     ]
-    others = [_backend(entry.name, entry.value, "") for entry in entry_points(group=registry.ENTRY_POINTS)]
-    return built_in + others
+    others = entry_points(group=registry.ENTRY_POINTS)
+    return built_in + [_backend(entry.name, "", entry.value, "") for entry in others]
 
 
-def _backend(scheme: str, target: str, install: str) -> Backend:
+def _backend(scheme: str, kind: str, target: str, install: str) -> Backend:
     url = "memory:" if scheme == "memory" else f"{scheme}://"
+    place, _, name = target.partition(":")
     try:
-        module = import_module(target.partition(":")[0])
+        module = import_module(place)
     except ModuleNotFoundError:
-        return Backend(url, False, install, "")
-    return Backend(url, True, install, (module.__doc__ or "").partition("\n")[0])
+        return Backend(url, kind, False, install, "")
+    kind = kind or ("broker" if hasattr(getattr(module, name, None), "publish") else "store")
+    return Backend(url, kind, True, install, (module.__doc__ or "").partition("\n")[0])

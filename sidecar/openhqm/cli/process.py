@@ -81,7 +81,7 @@ def check(app: App = None, store: StoreUrl = None, config: Config = None, json: 
 
 
 def backends(json: AsJson = False) -> None:
-    """List the stores that a URL can name, and what to install for them."""
+    """List the stores and brokers that a URL can name, and what to install for them."""
     from openhqm.cli import show
     from openhqm.cli.checks import known_backends
 
@@ -89,8 +89,10 @@ def backends(json: AsJson = False) -> None:
     if json:
         show.as_json([dataclasses.asdict(backend) for backend in found])
     else:
-        rows = [(b.url, "installed" if b.installed else show.escape(b.install), b.summary) for b in found]
-        show.table(("url", "", ""), rows, "")
+        rows = [
+            (b.url, b.kind, "installed" if b.installed else show.escape(b.install), b.summary) for b in found
+        ]
+        show.table(("url", "", "", ""), rows, "")
 
 
 def _yaml(data: dict[str, Any]) -> str:

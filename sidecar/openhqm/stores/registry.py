@@ -54,7 +54,7 @@ def create(url: str, options: Options, blobs_url: str | None = None) -> Store:
         SettingsError: the scheme is unknown, its client library is missing, or the URL is wrong.
     """
     scheme = url.partition(":")[0].lower()
-    store_class: StoreClass = _find(scheme, STORES, "store.url")
+    store_class: StoreClass = find(scheme, STORES, "store.url")
     return store_class.from_url(url, options, create_blobs(blobs_url))
 
 
@@ -62,11 +62,19 @@ def create_blobs(url: str | None) -> Blobs | None:
     """Make the place for large bodies that `blobs.url` names; None leaves it to the store."""
     if url is None:
         return None
-    blobs_class: BlobsClass = _find(url.partition(":")[0].lower(), BLOBS, "blobs.url")
+    blobs_class: BlobsClass = find(url.partition(":")[0].lower(), BLOBS, "blobs.url")
     return blobs_class.from_url(url)
 
 
-def _find(scheme: str, table: dict[str, tuple[str, str | None]], key: str) -> Any:
+def find(scheme: str, table: dict[str, tuple[str, str | None]], key: str) -> Any:
+    """Return the class under *scheme*, built in or of another distribution.
+
+    Args:
+        key: the setting, for the message.
+
+    Raises:
+        SettingsError: there is none, or its client library is missing.
+    """
     if scheme in table:
         return _load(*table[scheme])
     for entry in entry_points(group=ENTRY_POINTS, name=scheme):
