@@ -37,7 +37,8 @@ class PreviousBacklog:
         if counts is None or counts.paused:
             self.due = 0
         else:
-            self.due = max(counts.queued + counts.retrying - counts.delayed, 0)
+            away = counts.publishing + counts.carried
+            self.due = max(counts.queued + counts.retrying - counts.delayed - away, 0)
         if counts is not None:
             self.unfinished = counts.backlog
             self._tell()
